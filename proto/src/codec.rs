@@ -1,0 +1,79 @@
+//! Message bodies: the only file that knows bincode.
+//!
+//! Integers have fixed width and are little-endian. A decoder is told how many bytes it may claim, and must
+//! use up exactly what it was given: trailing bytes are an error, not a hidden second message.
+
+use bincode::{
+    BorrowDecode, Encode,
+    config::{Configuration, Fixint, Limit, LittleEndian},
+};
+
+/// Upper bound of what a decoder may allocate for one body, whatever lengths the body claims, in bytes.
+/// Every message is bounded by [`crate::limits::Limits`] long before; this one guards the decoder itself.
+const DECODE_LIMIT: usize = 64 * 1024 * 1024;
+
+const ENCODE: Configuration<LittleEndian, Fixint> =
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding();
+const DECODE: Configuration<LittleEndian, Fixint, Limit<DECODE_LIMIT>> = ENCODE.with_limit::<DECODE_LIMIT>();
+
+/// Why a body is not the message that it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes end early, or say something that the type cannot hold.
+    #[error("malformed message: {0}")]
+    Malformed(String),
+    /// The message ends before its bytes do.
+    #[error("malformed message: {0} bytes after its end")]
+    TrailingBytes(usize),
+}
+
+/// Encodes a message into a new buffer.
+///
+/// # Panics
+/// Never for the types of this crate: writing to a `Vec` cannot fail.
+#[must_use]
+pub fn encode<T: Encode>(message: &T) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_into(&mut out, message);
+    out
+}
+
+/// Appends an encoded message.
+///
+/// # Panics
+/// Never for the types of this crate: writing to a `Vec` cannot fail.
+pub fn encode_into<T: Encode>(out: &mut Vec<u8>, message: &T) {
+    bincode::encode_into_std_write(message, out, ENCODE).expect("encoding into memory cannot fail");
+}
+
+/// Decodes a message; keys, values and texts borrow from `bytes` where the type lets them.
+///
+/// # Errors
+/// When `bytes` are not exactly one such message.
+pub fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+    let (message, used) =
+        bincode::borrow_decode_from_slice(bytes, DECODE).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+    if used != bytes.len() {
+        return Err(DecodeError::TrailingBytes(bytes.len() - used));
+    }
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_length_is_an_error_and_not_an_allocation() {
+        let mut bytes = u64::MAX.to_le_bytes().to_vec();
+        bytes.extend([0; 8]);
+        assert!(matches!(decode::<Vec<u64>>(&bytes), Err(DecodeError::Malformed(_))));
+        assert!(matches!(decode::<&[u8]>(&bytes), Err(DecodeError::Malformed(_))));
+    }
+
+    #[test]
+    fn trailing_bytes_are_counted_and_refused() {
+        assert_eq!(decode::<u32>(&[1, 0, 0, 0]), Ok(1));
+        assert_eq!(decode::<u32>(&[1, 0, 0, 0, 9, 9]), Err(DecodeError::TrailingBytes(2)));
+    }
+}

@@ -1,0 +1,157 @@
+//! What replicas of a partition say to each other, and the records that they keep.
+
+use crate::ids::{Epoch, Lsn, OperationId, PartitionId};
+use bincode::{BorrowDecode, Decode, Encode};
+use std::{fmt, sync::Arc};
+
+/// Where a record stands: the epoch in which it was made and its LSN. Greater means later; two records with the
+/// same position are the same record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct Position {
+    /// The epoch of the leader that made the record.
+    pub epoch: Epoch,
+    /// Its LSN.
+    pub lsn: Lsn,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "(epoch {}, LSN {})", self.epoch, self.lsn)
+    }
+}
+
+/// A record of a partition's log.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Record {
+    /// Where it stands.
+    pub position: Position,
+    /// The operation that it answers.
+    pub operation_id: Option<OperationId>,
+    /// An encoded [`Effect`]; shared, because the log, the followers' streams and the table each need it.
+    pub payload: Arc<[u8]>,
+}
+
+/// What a record does: an effect, never a command. Conditions were decided before it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Effect<'a> {
+    /// The key has this value from now on.
+    Put {
+        /// The key.
+        key: &'a [u8],
+        /// Its media type.
+        content_type: &'a str,
+        /// The value.
+        value: &'a [u8],
+    },
+    /// The key has no value from now on.
+    Delete {
+        /// The key.
+        key: &'a [u8],
+    },
+}
+
+impl<'a> Effect<'a> {
+    /// The key that it changes.
+    #[must_use]
+    pub fn key(&self) -> &'a [u8] {
+        match *self {
+            Effect::Put { key, .. } | Effect::Delete { key } => key,
+        }
+    }
+}
+
+/// All that one executor has to tell an executor of a peer at one moment, over all partitions that they share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct PeerBatch {
+    /// In the order in which they were said.
+    pub messages: Vec<PeerMessage>,
+}
+
+/// A message from one replica to another of the same partition.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct PeerMessage {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The epoch that the sender is in; a message of another epoch than the receiver's changes nothing.
+    pub epoch: Epoch,
+    /// What it says.
+    pub body: PeerBody,
+}
+
+/// What one replica says to another.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum PeerBody {
+    /// Leader to follower: take these records, which follow `previous`.
+    Prepare {
+        /// The position of the record before the first; taken only by who has it as its last, or past it.
+        previous: Position,
+        /// Everything up to here is committed.
+        committed: Lsn,
+        /// The records, dense.
+        records: Vec<Record>,
+    },
+    /// Leader to follower, every beacon interval and first of all on a new connection: are you there?
+    Beacon {
+        /// Everything up to here is committed.
+        committed: Lsn,
+    },
+    /// Follower to leader: the answer to both, and to a Prepare once its records are flushed.
+    Report {
+        /// The last record that it has.
+        prepared: Position,
+        /// Everything up to here is on its disk.
+        flushed: Lsn,
+        /// Everything up to here is in its table.
+        applied: Lsn,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{codec, ids::ClientId};
+    use proptest::prelude::*;
+
+    #[test]
+    fn golden_bytes() {
+        let record = Record {
+            position: Position { epoch: Epoch(1), lsn: Lsn(2) },
+            operation_id: Some(OperationId { client: ClientId(3), sequence: 4, known_lsn: Lsn(0) }),
+            payload: codec::encode(&Effect::Put { key: b"k", content_type: "", value: b"v" }).into(),
+        };
+        let message = PeerMessage {
+            partition: PartitionId(7),
+            epoch: Epoch(1),
+            body: PeerBody::Prepare {
+                previous: Position { epoch: Epoch(1), lsn: Lsn(1) },
+                committed: Lsn(1),
+                records: vec![record],
+            },
+        };
+        let bytes = codec::encode(&PeerBatch { messages: vec![message.clone()] });
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "01000000000000000700010000000000000000000000010000000000000001000000000000000100000000000000010000\
+             000000000001000000000000000200000000000000010300000000000000000000000000000004000000000000000000\
+             0000000000001e000000000000000000000001000000000000006b0000000000000000010000000000000076"
+        );
+        assert_eq!(codec::decode::<PeerBatch>(&bytes).map(|b| b.messages), Ok(vec![message]));
+    }
+
+    proptest! {
+        #[test]
+        fn effects_survive_the_log(key in prop::collection::vec(any::<u8>(), 1..40), value in prop::collection::vec(any::<u8>(), 0..100), content_type in ".{0,20}") {
+            for effect in [Effect::Put { key: &key, content_type: &content_type, value: &value }, Effect::Delete { key: &key }] {
+                let bytes = codec::encode(&effect);
+                prop_assert_eq!(codec::decode::<Effect>(&bytes), Ok(effect));
+            }
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = codec::decode::<PeerBatch>(&bytes);
+            let _ = codec::decode::<Effect>(&bytes);
+        }
+    }
+}

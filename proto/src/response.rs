@@ -1,0 +1,113 @@
+//! What clients are answered.
+
+use crate::{
+    cluster_map::ClusterMap,
+    error_code::WireError,
+    ids::{Epoch, ExecutorIndex, PartitionId, Version},
+    stats::NodeStats,
+};
+use bincode::{BorrowDecode, Decode, Encode};
+
+/// A response; a value borrows from the buffer that it was received in.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Response<'a> {
+    /// A key's value.
+    Value {
+        /// Who answered.
+        at: Answered,
+        /// The value's version.
+        version: Version,
+        /// Its media type; empty says nothing about it.
+        content_type: &'a str,
+        /// The value.
+        value: &'a [u8],
+    },
+    /// The key has no value.
+    Missing {
+        /// Who answered.
+        at: Answered,
+    },
+    /// The write was committed.
+    Written {
+        /// Who answered.
+        at: Answered,
+        /// The version that the write gave to the key.
+        version: Version,
+    },
+    /// The condition did not hold; nothing was written.
+    ConditionFailed {
+        /// Who answered.
+        at: Answered,
+        /// The version of the value that is there instead.
+        current: Option<Version>,
+    },
+    /// What the node knows of the cluster.
+    Map(NodeView),
+    /// How the node is.
+    Stats(NodeStats),
+    /// The node is there.
+    Pong,
+    /// The request failed.
+    Error(WireError),
+}
+
+/// Which partition answered, and in which epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Answered {
+    /// The key's partition.
+    pub partition: PartitionId,
+    /// The epoch that its leader is in.
+    pub epoch: Epoch,
+}
+
+/// What a node knows of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NodeView {
+    /// The cluster map; `None` until the controller has told it.
+    pub map: Option<ClusterMap>,
+    /// Which executor of this node owns which of its partitions.
+    pub owners: Vec<(PartitionId, ExecutorIndex)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        codec,
+        error_code::ErrorCode,
+        ids::{HistoryId, Lsn},
+    };
+    use proptest::prelude::*;
+
+    #[test]
+    fn golden_bytes() {
+        let response = Response::Value {
+            at: Answered { partition: PartitionId(1), epoch: Epoch(2) },
+            version: Version { history: HistoryId(3), lsn: Lsn(4) },
+            content_type: "t",
+            value: b"v",
+        };
+        let hex: String = codec::encode(&response).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "000000000100020000000000000003000000040000000000000001000000000000007401000000000000\
+             0076"
+        );
+    }
+
+    #[test]
+    fn errors_survive_the_wire() {
+        for code in ErrorCode::ALL {
+            let response = Response::Error(WireError::new(*code, "why"));
+            let bytes = codec::encode(&response);
+            assert_eq!(codec::decode::<Response>(&bytes), Ok(response));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = codec::decode::<Response>(&bytes);
+        }
+    }
+}
