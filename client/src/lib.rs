@@ -1,1 +1,72 @@
-//! In work.
+//! The native client of the key-value store.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), kv_client::Error> {
+//! use kv_client::{Client, PutOptions, proto::request::Condition};
+//!
+//! let client = Client::builder().seed("kv://127.0.0.1:5001").build()?;
+//! let written = client.put(b"user:1", b"Ada").await?;
+//! let entry = client.get(b"user:1").await?.expect("just written");
+//! assert_eq!((entry.value.as_ref(), entry.version), (b"Ada".as_slice(), written.version));
+//!
+//! // Only if nobody else has written since:
+//! let options = PutOptions { content_type: "text/plain", condition: Condition::Version(written.version) };
+//! if let Err(error) = client.put_with(b"user:1", b"Ada Lovelace", options).await {
+//!     eprintln!("{error} ({}): {}; again? {}", error.code(), error.outcome(), error.is_retryable());
+//! }
+//! client.delete(b"user:1").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What happens to a request
+//!
+//! 1. The key's partition, its leader and the executor there that owns it are looked up in the routing table. A
+//!    client without a map asks its seeds first.
+//! 2. The request is appended to the send buffer of the one connection to that executor, which is made if there is
+//!    none. Requests of all callers leave together, and come back in any order.
+//! 3. A node that does not lead the partition says so, and says who does as far as it knows. The table learns that
+//!    and the request goes there.
+//!
+//! # What an error means
+//!
+//! [`Error::outcome`] is the promise: after [`Outcome::NotApplied`](proto::error_code::Outcome) the write was not
+//! applied and never will be; after `Unknown` it may have been, or may be yet. A write is unknown when it was
+//! sent and no answer came: its deadline passed, or its connection broke. The client never sends such a write
+//! again; everything else that may help within the deadline it tries by itself (the table in `retry.rs`), so that
+//! an error that [`Error::is_retryable`] is worth trying again only after a while.
+//!
+//! A node that refuses connections costs an error at once, not the deadline. A node that is silent is noticed by a
+//! heartbeat, and its connection given up.
+//!
+//! # Two faces
+//!
+//! [`Client`] is for everyone. [`Pipeline`] is the connection without the comfort: no map, no retries, no future
+//! per request; for load generators and other hot paths.
+//!
+//! # What is not here
+//!
+//! Request ids that would let a write be retried after an unknown outcome; HTTP; TLS; batches, scans and watches.
+
+mod address;
+mod answer;
+mod builder;
+mod client;
+mod connection;
+mod error;
+mod link;
+mod pipeline;
+mod refresh;
+mod retry;
+mod routing_table;
+mod socket;
+mod waiting;
+
+pub use address::Address;
+pub use answer::{Entry, Written};
+pub use builder::ClientBuilder;
+pub use client::{Client, PutOptions};
+pub use error::Error;
+pub use kv_proto as proto;
+pub use pipeline::Pipeline;
+pub use socket::ConnectOptions;

@@ -1,1 +1,130 @@
-//! In work.
+//! A node: the executors that own partitions, and everything between them and the network.
+//!
+//! `Cargo` builds the walls: the protocol of replicas is the pure crate `kv-replication`, what travels is
+//! `kv-proto`. This crate is the shell around them, on glommio: one thread a core, each owning its partitions and
+//! connections and sharing nothing (see `executor`).
+//!
+//! # Invariants
+//! * No HTTP, and no decision about replication: that is the core's.
+//! * A panic anywhere, or an executor that hangs, ends the process (see `fatal`).
+
+mod clock;
+mod executor;
+mod fatal;
+mod mailbox;
+mod options;
+mod partition;
+pub mod probe;
+mod process;
+mod store;
+mod transport;
+mod wal;
+
+pub use options::{NodeOptions, Pin, PreferredRole};
+
+use executor::{Mail, Shared};
+use fatal::Heartbeat;
+use glommio::{LocalExecutorBuilder, Placement};
+use kv_proto::ids::{DiskId, ExecutorIndex, Member};
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+/// Submission queue entries of an executor's ring.
+const RING_DEPTH: usize = 1024;
+/// Memory that an executor registers with its ring, in bytes: sockets need little.
+const IO_MEMORY_BYTES: usize = 64 * 1024;
+
+/// Why a node did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Flags that do not go together.
+    #[error("{0}")]
+    Options(String),
+    /// The machine cannot run the node.
+    #[error("{0}")]
+    Machine(#[from] probe::Error),
+    /// Nothing could be bound to the address.
+    #[error("cannot listen on {address}: {source}; is another process using the port? choose another by --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel refused something else.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An executor could not be started or ended early.
+    #[error("executor {index}: {reason}")]
+    Executor {
+        /// Which one.
+        index: usize,
+        /// What glommio said.
+        reason: String,
+    },
+}
+
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { what, source }
+}
+
+/// Runs a node until SIGTERM or SIGINT.
+///
+/// Prints `listening ADDRESS` on standard output once it listens.
+///
+/// # Errors
+/// When the node cannot start, in a sentence that names cause and cure.
+pub fn run(options: NodeOptions) -> Result<(), Error> {
+    process::die_with(options.supervisor_pid).map_err(io_error("follow the supervisor"))?;
+    fatal::abort_on_panic();
+    let executors = usize::from(options.cores);
+    probe::require(executors)?;
+    let cpus = options.pin.plan(executors, &process::allowed_cpus()).map_err(Error::Options)?;
+    process::raise_open_files();
+    let listener =
+        process::listen(options.listen).map_err(|source| Error::Listen { address: options.listen, source })?;
+    let bound = listener.local_addr().map_err(io_error("ask for the own address"))?;
+    let settings = options.settings(bound).map_err(Error::Options)?;
+    let disk = DiskId(u128::from_le_bytes(process::random_bytes().map_err(io_error("read random bytes"))?));
+
+    let (mail, receivers): (Vec<_>, Vec<_>) = (0..executors).map(|_| mailbox::mailbox()).unzip();
+    let shared = Arc::new(Shared {
+        me: Member { node: options.id, disk },
+        settings,
+        mail: mail.clone(),
+        heartbeats: (0..executors).map(|_| Heartbeat::default()).collect(),
+        connections: AtomicUsize::new(0),
+        started: clock::now(),
+    });
+    let mut threads = Vec::new();
+    for (index, (mail, cpu)) in receivers.into_iter().zip(cpus).enumerate() {
+        let listener = listener.try_clone().map_err(io_error("share the listening socket"))?;
+        let shared = shared.clone();
+        let thread = LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
+            .name(&format!("executor-{index}"))
+            .ring_depth(RING_DEPTH)
+            .io_memory(IO_MEMORY_BYTES)
+            .spawn(move || executor::run(ExecutorIndex(index as u16), shared, listener.into(), mail))
+            .map_err(|e| Error::Executor { index, reason: e.to_string() })?;
+        threads.push(thread);
+    }
+    fatal::start_watchdog(shared.heartbeats.clone()).map_err(io_error("start the watchdog"))?;
+    process::on_stop_signal(move || mail.iter().for_each(|m| m.send(Mail::Stop)))
+        .map_err(io_error("watch for signals"))?;
+    println!("listening {bound}");
+    io::stdout().flush().map_err(io_error("write to standard output"))?;
+    tracing::info!(address = %bound, executors, disk = %shared.me.disk, "node is up; its data are in memory only");
+    for (index, thread) in threads.into_iter().enumerate() {
+        thread.join().map_err(|e| Error::Executor { index, reason: e.to_string() })?;
+    }
+    tracing::info!("node has stopped");
+    Ok(())
+}

@@ -104,6 +104,11 @@ pub enum PeerBody {
         /// Everything up to here is in its table.
         applied: Lsn,
     },
+    /// Follower to leader: a Prepare does not follow what is here.
+    Gap {
+        /// The last record that it has.
+        prepared: Position,
+    },
 }
 
 #[cfg(test)]

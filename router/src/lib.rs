@@ -1,1 +1,193 @@
-//! In work.
+//! The router: the HTTP API over the native client, and the controller that keeps the cluster map.
+//!
+//! ```text
+//!            HTTP ──► http/ ──► kv-client ──► nodes
+//!                                 ▲ maps
+//! nodes, by the binary protocol ──► controller/ ──► DATA_DIR/cluster-map.json
+//! ```
+//!
+//! The two halves share a process and one thing: what the controller publishes, the client follows. Requests never wait
+//! for the controller, and the controller never sees a key.
+//!
+//! # Invariants
+//! * Only [`controller`]'s `ConfigStore` changes the cluster map.
+//! * Only `http/` knows HTTP.
+//! * Asked to stop, a router takes nothing new, lets what was begun come to its end, and ends.
+
+pub mod controller;
+mod http;
+mod options;
+mod process;
+
+pub use options::RouterOptions;
+
+use controller::{
+    config_store::{ConfigStore, OpenError},
+    server as nodes,
+};
+use http::{Api, server as api};
+use kv_client::Client;
+use kv_proto::limits::Limits;
+use std::{
+    future::Future,
+    io::{self, Write as _},
+    net::SocketAddr,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinSet,
+};
+
+/// Connections that may wait to be accepted; the kernel may take less.
+const BACKLOG: u32 = 4096;
+
+/// Why a router ends other than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The supervisor is gone.
+    #[error("the supervising process {pid} is gone")]
+    SupervisorGone {
+        /// Its process id.
+        pid: i32,
+    },
+    /// The cluster map cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// An address is not free, or not one of this machine.
+    #[error("cannot listen at {address} for {what}: {source}; stop what uses the port, or choose another by {flag}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// For whom.
+        what: &'static str,
+        /// The flag that chooses it.
+        flag: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The native client cannot be made.
+    #[error("cannot make the client: {0}")]
+    Client(#[from] kv_client::Error),
+    /// Something of the operating system does not work.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Whether the cluster map was written is not known; started again, the router reads it.
+    #[error("the cluster map may not have been written ({0}); check the disk, then start the router again")]
+    Store(String),
+}
+
+/// Runs a router until SIGTERM or SIGINT: opens its data, listens, says so in a line on stdout, serves, drains.
+///
+/// # Errors
+/// When it cannot start, or cannot go on.
+pub async fn run(options: RouterOptions) -> Result<(), Error> {
+    let system = |what| move |source| Error::System { what, source };
+    if let Some(pid) = options.supervisor_pid
+        && !process::follow_supervisor(pid).map_err(system("follow the supervisor"))?
+    {
+        return Err(Error::SupervisorGone { pid });
+    }
+    let files = process::raise_open_files();
+    if files.is_some_and(|files| files < u64::from(options.max_connections) + 200) {
+        tracing::warn!(
+            ?files,
+            "fewer files may be open than --max-connections needs: raise the hard limit of open files"
+        );
+    }
+    let router = Router::start(options).await?;
+    let line = format!("listening http={} controller={}\n", router.http, router.controller);
+    let mut stdout = io::stdout();
+    stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()).map_err(system("write to stdout"))?;
+    router.serve(process::asked_to_stop()).await
+}
+
+/// A router that listens and does not serve yet.
+pub struct Router {
+    /// Where the HTTP API listens.
+    pub http: SocketAddr,
+    /// Where the controller listens.
+    pub controller: SocketAddr,
+    options: RouterOptions,
+    store: ConfigStore,
+    http_listener: TcpListener,
+    controller_listener: TcpListener,
+}
+
+impl Router {
+    /// Opens the data and listens.
+    ///
+    /// # Errors
+    /// When the data cannot be used or an address is not free.
+    pub async fn start(options: RouterOptions) -> Result<Router, Error> {
+        let (dir, shape) = (options.data_dir.clone(), options.shape());
+        let opened = tokio::task::spawn_blocking(move || ConfigStore::open(&dir, shape)).await;
+        let store =
+            opened.map_err(|e| Error::System { what: "open the cluster map", source: io::Error::other(e) })??;
+        let (http_listener, http) = listen(options.http, "the HTTP API", "--http")?;
+        let (controller_listener, controller) =
+            listen(options.controller_listen, "the controller", "--controller-listen")?;
+        Ok(Router { http, controller, options, store, http_listener, controller_listener })
+    }
+
+    /// Serves until `asked_to_stop` is ready, then lets what was begun come to its end.
+    ///
+    /// # Errors
+    /// When the router cannot go on.
+    pub async fn serve(self, asked_to_stop: impl Future<Output = io::Result<()>>) -> Result<(), Error> {
+        let options = self.options;
+        let limits = Limits { max_value_bytes: options.max_value_bytes };
+        let deadline = Duration::from_millis(u64::from(options.deadline_ms));
+        let client = Client::builder().map(self.store.get().map.clone()).deadline(deadline).build()?;
+
+        let (stop, stopping) = watch::channel(false);
+        let api = Api::new(options.id, client.clone(), self.store.clone(), limits, !options.no_get_delete);
+        let settings = api::Settings { max_connections: options.max_connections as usize, deadline };
+        let mut servers = JoinSet::new();
+        servers.spawn(api::serve(self.http_listener, api, settings, stopping.clone()));
+        let settings = nodes::Settings::new(options.id, limits);
+        servers.spawn(nodes::serve(self.controller_listener, self.store.clone(), settings, stopping));
+        let following = tokio::spawn(follow(self.store.clone(), client));
+
+        let result = tokio::select! {
+            asked = asked_to_stop => asked.map_err(|source| Error::System { what: "wait for signals", source }),
+            why = self.store.failed() => Err(Error::Store(why)),
+        };
+        stop.send_replace(true);
+        while let Some(ended) = servers.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a listener ended badly");
+            }
+        }
+        following.abort();
+        result
+    }
+}
+
+fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result<(TcpListener, SocketAddr), Error> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    listen().map_err(|source| Error::Listen { address, what, flag, source })
+}
+
+/// Has the client know what the controller publishes.
+async fn follow(store: ConfigStore, client: Client) {
+    let mut maps = store.watch();
+    maps.mark_changed();
+    while maps.changed().await.is_ok() {
+        let map = maps.borrow_and_update().map.clone();
+        client.update_map(map);
+    }
+}

@@ -1,0 +1,45 @@
+# What a developer runs; `.ci/run` runs the same commands.
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+
+.DEFAULT_GOAL := help
+.PHONY: help run check fmt lint test doc deny fuzz demo ci clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: ## Start a local cluster, optimised
+	cargo run --release
+
+check: fmt lint ## Format check and lints
+
+fmt: ## Check the format (`cargo fmt --all` sets it right)
+	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+
+lint: ## Clippy, warnings are errors
+	cargo clippy --workspace --all-targets -- -D warnings
+
+test: ## All tests: units, golden bytes, properties, whole clusters
+	cargo test --workspace
+
+doc: ## The API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+deny: ## Licences, sources and bans of all dependencies
+	cargo deny --offline check bans licenses sources
+
+fuzz: ## Fuzz every decoder, FUZZ_SECONDS each (nightly and cargo-fuzz)
+	@for target in $(FUZZ_TARGETS); do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
+	done
+
+demo: ## Load Debian's whole package index into the cluster that runs at http://127.0.0.1:5000
+	cargo run --release --example load_packages
+
+ci: ## What CI runs
+	bash .ci/run
+
+clean: ## Remove what was built
+	cargo clean

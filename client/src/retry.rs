@@ -1,0 +1,163 @@
+//! When to ask again, and how long to wait before. Pure: randomness is an argument.
+//!
+//! | what failed | what the client does |
+//! |---|---|
+//! | not leader, and the answer or the map names another one | asks there at once |
+//! | not leader, and nobody knows better | waits, asks again, and asks for a newer map meanwhile |
+//! | leader not ready, node shutting down | waits: leadership may be passing to another node |
+//! | connection lost before a write was sent, or under a read | waits, asks again over a new connection |
+//! | connection lost under a write that was sent | never asks again: it could be applied twice |
+//! | no connection, follower unreachable, overloaded | tells the caller at once: it lasts, or asking again makes it worse |
+//! | everything else | tells the caller |
+//!
+//! A request is sent at most [`MAX_ATTEMPTS`] times, within its deadline. Every wait is paid for from a budget that
+//! requests without trouble fill, so that retries never outgrow a tenth of the requests for long.
+
+use crate::Error;
+use kv_proto::error_code::{ErrorCode, Outcome};
+use std::{
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// How often a request is sent, the first time included.
+pub(crate) const MAX_ATTEMPTS: u32 = 5;
+
+/// Waits between the attempts of one request.
+pub(crate) const REQUEST_BACKOFF: Backoff =
+    Backoff { base: Duration::from_millis(10), cap: Duration::from_millis(200) };
+/// Waits between the attempts to connect to one node.
+pub(crate) const CONNECT_BACKOFF: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(1) };
+
+/// Exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", 2015): a wait is drawn evenly
+/// between nothing and a bound that doubles with every failure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backoff {
+    pub(crate) base: Duration,
+    pub(crate) cap: Duration,
+}
+
+impl Backoff {
+    /// The wait after the `failures`th failure in a row, counted from 1. `random` is even over 0..1.
+    pub(crate) fn delay(self, failures: u32, random: f64) -> Duration {
+        let doublings = failures.saturating_sub(1).min(20);
+        let bound = self.base.saturating_mul(1 << doublings).min(self.cap);
+        bound.mul_f64(random.clamp(0.0, 1.0))
+    }
+}
+
+/// A bucket of tokens: a retry takes one, a request without trouble brings a tenth of one.
+#[derive(Debug)]
+pub(crate) struct RetryBudget {
+    tenths: AtomicU32,
+}
+
+impl RetryBudget {
+    const FULL: u32 = 1000;
+    const RETRY: u32 = 10;
+    const SUCCESS: u32 = 1;
+
+    pub(crate) fn new() -> Self {
+        RetryBudget { tenths: AtomicU32::new(Self::FULL) }
+    }
+
+    /// A request was answered at its first attempt.
+    pub(crate) fn deposit(&self) {
+        // Almost always full: a look costs less than a write that all cores share.
+        if self.tenths.load(Relaxed) < Self::FULL {
+            let _ = self.tenths.fetch_update(Relaxed, Relaxed, |n| Some((n + Self::SUCCESS).min(Self::FULL)));
+        }
+    }
+
+    /// Pays for a retry; false when there is nothing to pay with.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.tenths.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(Self::RETRY)).is_ok()
+    }
+}
+
+/// What to do about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Tell the caller.
+    GiveUp,
+    /// Ask another node at once.
+    Redirect,
+    /// Wait, then ask again.
+    Wait,
+}
+
+/// What to do about `error` after `attempts` attempts. `redirected` says that the request would go to another node now.
+pub(crate) fn decide(error: &Error, attempts: u32, redirected: bool) -> Decision {
+    if attempts >= MAX_ATTEMPTS {
+        return Decision::GiveUp;
+    }
+    match error {
+        Error::Rejected(e) => match e.code {
+            ErrorCode::NotLeader if redirected => Decision::Redirect,
+            ErrorCode::NotLeader | ErrorCode::NotReady | ErrorCode::ShuttingDown => Decision::Wait,
+            _ => Decision::GiveUp,
+        },
+        Error::ConnectionLost { outcome: Outcome::NotApplied, .. } => Decision::Wait,
+        _ => Decision::GiveUp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_proto::error_code::WireError;
+
+    #[test]
+    fn waits_double_up_to_their_cap_and_are_spread_over_all_of_it() {
+        let backoff = Backoff { base: Duration::from_millis(10), cap: Duration::from_millis(100) };
+        for (failures, bound_ms) in [(1, 10), (2, 20), (3, 40), (4, 80), (5, 100), (6, 100), (u32::MAX, 100)] {
+            assert_eq!(backoff.delay(failures, 0.0), Duration::ZERO);
+            assert_eq!(backoff.delay(failures, 0.5), Duration::from_millis(bound_ms) / 2);
+            assert_eq!(backoff.delay(failures, 1.0), Duration::from_millis(bound_ms));
+        }
+    }
+
+    #[test]
+    fn retries_are_a_tenth_of_the_requests_once_the_reserve_is_gone() {
+        let budget = RetryBudget::new();
+        assert_eq!((0..1000).filter(|_| budget.withdraw()).count(), 100);
+        for _ in 0..100 {
+            budget.deposit();
+        }
+        assert_eq!((0..1000).filter(|_| budget.withdraw()).count(), 10);
+        (0..100_000).for_each(|_| budget.deposit());
+        assert_eq!((0..1000).filter(|_| budget.withdraw()).count(), 100);
+    }
+
+    #[test]
+    fn decisions() {
+        let rejected = |code| Error::from(WireError::new(code, "why"));
+        let lost = |outcome| Error::ConnectionLost { node: "n".into(), cause: "x".into(), outcome };
+        let cases = [
+            (rejected(ErrorCode::NotLeader), true, Decision::Redirect),
+            (rejected(ErrorCode::NotLeader), false, Decision::Wait),
+            (rejected(ErrorCode::NotReady), false, Decision::Wait),
+            (rejected(ErrorCode::ShuttingDown), false, Decision::Wait),
+            (rejected(ErrorCode::FollowerUnreachable), false, Decision::GiveUp),
+            (rejected(ErrorCode::Overloaded), false, Decision::GiveUp),
+            (rejected(ErrorCode::OutcomeUnknown), false, Decision::GiveUp),
+            (rejected(ErrorCode::KeyEmpty), false, Decision::GiveUp),
+            (lost(Outcome::NotApplied), false, Decision::Wait),
+            (lost(Outcome::Unknown), true, Decision::GiveUp),
+            (Error::Unreachable { node: "n".into(), cause: "x".into() }, false, Decision::GiveUp),
+        ];
+        for (error, redirected, decision) in cases {
+            assert_eq!(decide(&error, 1, redirected), decision, "{error:?}");
+            assert_eq!(decide(&error, MAX_ATTEMPTS, redirected), Decision::GiveUp, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_may_have_been_applied_is_sent_again() {
+        for code in ErrorCode::ALL {
+            let error = Error::from(WireError::new(*code, "why"));
+            let again = decide(&error, 1, true) != Decision::GiveUp;
+            assert!(!(again && error.outcome() == Outcome::Unknown), "{code}");
+        }
+    }
+}

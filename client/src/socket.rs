@@ -1,0 +1,236 @@
+//! One TCP connection to a node, up to its greeting: bytes out, messages in. The floor under both
+//! [`crate::Pipeline`] and the connections of [`crate::Client`].
+//!
+//! Knows frames and the hello; knows neither requests nor who waits for an answer. Never blocks but in
+//! [`Socket::open`] and [`Socket::ready`].
+//!
+//! # Invariants
+//! * A message is taken only up to the limit that the node told, and a hello's answer up to a fixed one.
+//! * Bytes leave in the order in which they were appended.
+
+use crate::Error;
+use bytes::{Buf, BytesMut};
+use kv_proto::{
+    codec,
+    error_code::{Outcome, WireError},
+    frame::{self, Decoder, Kind},
+    hello::{Caller, Hello, MAX_HELLO_BYTES, Welcome},
+    ids::{ClusterId, ExecutorIndex},
+    limits::{HIGHEST_MAX_VALUE_BYTES, Limits},
+    response::Response,
+};
+use std::{io, time::Duration};
+use tokio::{
+    io::{Interest, Ready},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// Room for one read.
+const READ_BYTES: usize = 64 * 1024;
+/// A send buffer that grew past this for a burst is given back once it is empty.
+const KEEP_SEND_BYTES: usize = 1024 * 1024;
+
+/// How to connect to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectOptions {
+    /// The cluster that the node must belong to; `None` takes any.
+    pub cluster: Option<ClusterId>,
+    /// The executor that shall serve the connection; `None` takes any.
+    pub executor: Option<ExecutorIndex>,
+    /// How long connecting and greeting may take together.
+    pub timeout: Duration,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        ConnectOptions { cluster: None, executor: None, timeout: Duration::from_secs(1) }
+    }
+}
+
+/// Why a socket is of no use any more, in words.
+pub(crate) type Cause = String;
+
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: TcpStream,
+    decoder: Decoder,
+    incoming: BytesMut,
+    outgoing: Vec<u8>,
+    /// How much of `outgoing` the kernel has taken.
+    sent: usize,
+}
+
+impl Socket {
+    /// Connects to `address` (`host:port`) and greets.
+    pub(crate) async fn open(address: &str, options: &ConnectOptions) -> Result<(Socket, Welcome), Error> {
+        let unreachable = |cause: String| Error::Unreachable { node: address.to_owned(), cause };
+        let connect = async {
+            let stream = TcpStream::connect(address)
+                .await
+                .map_err(|e| unreachable(format!("{e}; check that the node runs and listens there")))?;
+            stream.set_nodelay(true).map_err(|e| unreachable(format!("TCP_NODELAY cannot be set: {e}")))?;
+            let mut socket = Socket {
+                stream,
+                decoder: Decoder::new(MAX_HELLO_BYTES),
+                incoming: BytesMut::with_capacity(READ_BYTES),
+                outgoing: Vec::new(),
+                sent: 0,
+            };
+            let welcome = socket.greet(options).await.map_err(|e| match e {
+                GreetError::Refused(e) => Error::from(e),
+                GreetError::Broken(cause) => unreachable(cause),
+                GreetError::NotThisProtocol(cause) => Error::Protocol {
+                    node: address.to_owned(),
+                    cause: format!("{cause}; is this the binary port of a kv node?"),
+                    outcome: Outcome::NotApplied,
+                },
+            })?;
+            socket.decoder.set_limit(message_limit(welcome.limits));
+            Ok((socket, welcome))
+        };
+        let silent = |_| unreachable(format!("no answer to the greeting within {} ms", options.timeout.as_millis()));
+        timeout(options.timeout, connect).await.map_err(silent)?
+    }
+
+    async fn greet(&mut self, options: &ConnectOptions) -> Result<Welcome, GreetError> {
+        let hello = Hello { cluster: options.cluster, caller: Caller::Client, executor: options.executor };
+        frame::append_message(&mut self.outgoing, Kind::Hello, 0, |body| codec::encode_into(body, &hello));
+        loop {
+            self.try_flush().map_err(GreetError::Broken)?;
+            self.ready(self.interest()).await.map_err(GreetError::Broken)?;
+            self.try_read().map_err(GreetError::Broken)?;
+            let not_this = |e: &dyn std::fmt::Display| GreetError::NotThisProtocol(e.to_string());
+            let (used, message) = self.decoder.decode(&self.incoming).map_err(|e| not_this(&e))?;
+            let Some(message) = message else {
+                self.incoming.advance(used);
+                continue;
+            };
+            let welcome = match message.kind {
+                Kind::Welcome => codec::decode::<Welcome>(message.body).map_err(|e| not_this(&e))?,
+                Kind::Refusal => {
+                    let refusal = codec::decode::<WireError>(message.body).map_err(|e| not_this(&e))?;
+                    return Err(GreetError::Refused(refusal));
+                }
+                other => return Err(not_this(&format!("it answered the greeting with a {other:?}"))),
+            };
+            self.incoming.advance(used);
+            return Ok(welcome);
+        }
+    }
+
+    /// Where messages are appended that are to be sent by the next [`Socket::try_flush`].
+    pub(crate) fn outgoing(&mut self) -> &mut Vec<u8> {
+        &mut self.outgoing
+    }
+
+    /// Takes a filled buffer to send and leaves an empty one in its place.
+    ///
+    /// # Panics
+    /// When something is still to be sent.
+    pub(crate) fn swap_outgoing(&mut self, filled: &mut Vec<u8>) {
+        assert!(self.outgoing.is_empty(), "{} bytes are still to be sent", self.outgoing.len());
+        std::mem::swap(&mut self.outgoing, filled);
+    }
+
+    /// Whether something is still to be sent.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Sends what the kernel takes now; says how many bytes that were.
+    pub(crate) fn try_flush(&mut self) -> Result<usize, Cause> {
+        let before = self.sent;
+        while self.sent < self.outgoing.len() {
+            match self.stream.try_write(&self.outgoing[self.sent..]) {
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        let taken = self.sent - before;
+        if self.sent == self.outgoing.len() {
+            self.sent = 0;
+            self.outgoing.clear();
+            if self.outgoing.capacity() > KEEP_SEND_BYTES {
+                self.outgoing = Vec::new();
+            }
+        }
+        Ok(taken)
+    }
+
+    /// What to wait for: always for bytes, and for room to send where something is to be sent.
+    pub(crate) fn interest(&self) -> Interest {
+        if self.has_unsent() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE }
+    }
+
+    /// Waits until the socket can do one of `interest`; it may be wrong.
+    pub(crate) async fn ready(&self, interest: Interest) -> Result<Ready, Cause> {
+        self.stream.ready(interest).await.map_err(|e| e.to_string())
+    }
+
+    /// Reads what is there, up to the room of one read; 0 says that nothing was.
+    pub(crate) fn try_read(&mut self) -> Result<usize, Cause> {
+        self.incoming.reserve(READ_BYTES);
+        match self.stream.try_read_buf(&mut self.incoming) {
+            Ok(0) => Err("it was closed by the node".to_owned()),
+            Ok(n) => Ok(n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// Hands every complete response that was read to `each`, in the order of their arrival; says how many.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(u64, Response<'_>)) -> Result<usize, Cause> {
+        let (mut used, mut count) = (0, 0);
+        let result = loop {
+            let (length, message) = match self.decoder.decode(&self.incoming[used..]) {
+                Ok(decoded) => decoded,
+                Err(e) => break Err(e.to_string()),
+            };
+            used += length;
+            let Some(message) = message else { break Ok(count) };
+            match message.kind {
+                Kind::Response => match codec::decode::<Response<'_>>(message.body) {
+                    Ok(response) => each(message.id, response),
+                    Err(e) => break Err(e.to_string()),
+                },
+                Kind::Refusal => match codec::decode::<WireError>(message.body) {
+                    Ok(refusal) => break Err(refusal.to_string()),
+                    Err(e) => break Err(e.to_string()),
+                },
+                other => break Err(format!("the node sent a {other:?}, which no client expects")),
+            }
+            count += 1;
+        };
+        self.incoming.advance(used);
+        result
+    }
+}
+
+enum GreetError {
+    Refused(WireError),
+    Broken(Cause),
+    NotThisProtocol(Cause),
+}
+
+/// The longest message to take from a node. Maps and stats must fit where values are small; and no node can
+/// make a client take more than the protocol lets nodes be told.
+fn message_limit(told: Limits) -> usize {
+    let highest = Limits { max_value_bytes: HIGHEST_MAX_VALUE_BYTES as u32 }.max_message_bytes();
+    told.max_message_bytes().clamp(Limits::default().max_message_bytes(), highest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_a_node_holds_within_those_of_the_protocol() {
+        const MIB: usize = 1024 * 1024;
+        for (told, limit) in [(1, MIB), (2 * MIB, 2 * MIB), (u32::MAX as usize, 16 * MIB)] {
+            let told = Limits { max_value_bytes: told as u32 };
+            assert_eq!(message_limit(told), limit + 64 * 1024);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What replicas say to each other, and the records that they keep.
+
+#![no_main]
+
+use kv_fuzz::round_trip;
+use kv_proto::replication::{Effect, PeerBatch};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    round_trip!(PeerBatch, bytes);
+    round_trip!(Effect, bytes);
+});

@@ -1,0 +1,495 @@
+//! The cluster as its controller keeps it: the map, and which proposals made it what it is.
+//!
+//! A [`Command`] is all that ever changes it, and [`Cluster::apply`] is a pure function: whoever replays the same
+//! commands over the same beginning has the same cluster. Where it is kept and how commands come to an order is
+//! the business of the controller's store.
+//!
+//! # Invariants
+//! * A command changes everything that it stands for or nothing; a change raises the map's version by one.
+//! * Configurations change by [`crate::configuration::apply`] alone.
+//! * A proposal that was carried out is found to be carried out when it is sent again, until the partition's next
+//!   change.
+//! * A node stays in the shard in which it registered first, and no shard has more nodes than the cluster has replicas.
+//!
+//! What it lacks: moving nodes and partitions between shards, and leaving the cluster.
+
+use crate::{configuration, placement};
+use kv_proto::{
+    cluster_map::{ClusterMap, Configuration, MAX_PARTITIONS, Node, Partition, Shard},
+    control::{Change, Proposal},
+    ids::{ClusterId, Epoch, MapVersion, NodeId, PartitionId, ShardId},
+};
+
+/// Most replicas that a partition can have.
+pub const MAX_REPLICAS: u16 = 7;
+/// Longest address of a node, in bytes.
+const MAX_ADDRESS_BYTES: usize = 255;
+
+/// The numbers that are fixed when a cluster is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// How many shards host the partitions.
+    pub shards: u16,
+    /// How many nodes each shard has.
+    pub replicas: u16,
+    /// How many partitions the keys are spread over.
+    pub partitions: u16,
+}
+
+/// Numbers that no cluster can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidShape {
+    /// Too few or too many partitions.
+    #[error("a cluster has 1 to {MAX_PARTITIONS} partitions, not {0}")]
+    Partitions(u16),
+    /// Too few shards, or some without a partition.
+    #[error("a cluster has 1 shard to as many as it has partitions ({partitions}), not {shards}")]
+    Shards {
+        /// How many shards were asked for.
+        shards: u16,
+        /// How many partitions were asked for.
+        partitions: u16,
+    },
+    /// Too few or too many replicas.
+    #[error("a partition has 1 to {MAX_REPLICAS} replicas, not {0}")]
+    Replicas(u16),
+}
+
+/// A change of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A node says how it is now.
+    Register {
+        /// The cluster that the node's data belong to, if any.
+        cluster: Option<ClusterId>,
+        /// The node.
+        node: Node,
+    },
+    /// Changes of configurations, each by itself.
+    Propose(Vec<Proposal>),
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// The node is known by what it said.
+    Registered,
+    /// What became of each proposal, in their order; with `None` it was carried out.
+    Decided(Vec<Option<ProposalRefusal>>),
+}
+
+/// Why a proposal is not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposalRefusal {
+    /// The cluster has no such partition.
+    #[error("the cluster has no partition {0}")]
+    UnknownPartition(PartitionId),
+    /// The change is not allowed.
+    #[error(transparent)]
+    Configuration(#[from] configuration::Refusal),
+}
+
+/// Why a node cannot take part; the text says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistrationRefusal {
+    /// The node has data of another cluster.
+    #[error(
+        "node {node} holds data of cluster {theirs}, but this controller keeps cluster {ours}: point --controller at the \
+         controller of {theirs}, or start the node without its data"
+    )]
+    OtherCluster {
+        /// The node.
+        node: NodeId,
+        /// The cluster of its data.
+        theirs: ClusterId,
+        /// The cluster that is kept here.
+        ours: ClusterId,
+    },
+    /// The shard does not exist.
+    #[error(
+        "node {node} wants to be in shard {shard}, but the cluster has only shards 0 to {last}: change its --shard"
+    )]
+    UnknownShard {
+        /// The node.
+        node: NodeId,
+        /// The shard that it named.
+        shard: ShardId,
+        /// The last shard that exists.
+        last: u16,
+    },
+    /// The node belongs to another shard.
+    #[error(
+        "node {node} registered in shard {registered} before and cannot move to shard {shard}: start it with \
+         --shard {registered}, or give this one another --id"
+    )]
+    OtherShard {
+        /// The node.
+        node: NodeId,
+        /// The shard that it belongs to.
+        registered: ShardId,
+        /// The shard that it named.
+        shard: ShardId,
+    },
+    /// The shard has all the nodes that it can have.
+    #[error(
+        "shard {shard} has its {replicas} replicas already ({nodes}), so node {node} cannot join it: start it with the \
+         --id of one of them, or in another --shard"
+    )]
+    ShardFull {
+        /// The node.
+        node: NodeId,
+        /// The shard.
+        shard: ShardId,
+        /// How many nodes a shard has.
+        replicas: u16,
+        /// Who they are.
+        nodes: String,
+    },
+    /// What the node says of itself cannot be.
+    #[error("node {node} registers with {what}")]
+    Implausible {
+        /// The node.
+        node: NodeId,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// A cluster: its map, and the last proposal that was carried out on each partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The map, as everyone may see it.
+    pub map: ClusterMap,
+    /// By partition: the id of the proposal that made its configuration.
+    pub carried_out: Vec<Option<u128>>,
+}
+
+impl Cluster {
+    /// A cluster without nodes: partitions are placed, none is created.
+    ///
+    /// # Errors
+    /// When `shape` has a number that no cluster can have.
+    pub fn new(id: ClusterId, shape: Shape) -> Result<Self, InvalidShape> {
+        let Shape { shards, replicas, partitions } = shape;
+        if !(1..=MAX_PARTITIONS).contains(&partitions) {
+            return Err(InvalidShape::Partitions(partitions));
+        }
+        if !(1..=partitions).contains(&shards) {
+            return Err(InvalidShape::Shards { shards, partitions });
+        }
+        if !(1..=MAX_REPLICAS).contains(&replicas) {
+            return Err(InvalidShape::Replicas(replicas));
+        }
+        let mut map = ClusterMap {
+            cluster: id,
+            version: MapVersion(1),
+            replicas,
+            shards: vec![Shard::default(); usize::from(shards)],
+            nodes: Vec::new(),
+            partitions: vec![Partition { shard: ShardId(0), configuration: None }; usize::from(partitions)],
+        };
+        for step in placement::plan(&map, shards) {
+            map.partitions[usize::from(step.partition.0)].shard = step.to;
+        }
+        Ok(Cluster { map, carried_out: vec![None; usize::from(partitions)] })
+    }
+
+    /// The numbers that it was made with.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        Shape {
+            shards: self.map.shards.len() as u16,
+            replicas: self.map.replicas,
+            partitions: self.map.partition_count(),
+        }
+    }
+
+    /// Carries out a command. The version of the map tells whether anything changed.
+    ///
+    /// # Errors
+    /// When a node cannot register; nothing has changed then. Refused proposals are no error of their command.
+    pub fn apply(&mut self, command: &Command) -> Result<Applied, RegistrationRefusal> {
+        match command {
+            Command::Register { cluster, node } => self.register(*cluster, node).map(|()| Applied::Registered),
+            Command::Propose(proposals) => Ok(Applied::Decided(self.propose(proposals))),
+        }
+    }
+
+    fn register(&mut self, cluster: Option<ClusterId>, node: &Node) -> Result<(), RegistrationRefusal> {
+        self.check_registration(cluster, node)?;
+        if self.map.node(node.id) == Some(node) {
+            return Ok(());
+        }
+        let nodes = &mut self.map.nodes;
+        nodes.retain(|n| n.id != node.id);
+        let at = nodes.partition_point(|n| n.id < node.id);
+        nodes.insert(at, node.clone());
+        let mut of_shard: Vec<&Node> = nodes.iter().filter(|n| n.shard == node.shard).collect();
+        of_shard.sort_by_key(|n| (!n.prefers_to_lead, n.id));
+        self.map.shards[usize::from(node.shard.0)].nodes = of_shard.iter().map(|n| n.id).collect();
+        self.map.version = MapVersion(self.map.version.0 + 1);
+
+        for proposal in self.due_creations() {
+            let next = configuration::apply(None, &proposal).expect("a partition without configuration can be created");
+            self.adopt(&proposal, next);
+        }
+        Ok(())
+    }
+
+    fn check_registration(&self, cluster: Option<ClusterId>, node: &Node) -> Result<(), RegistrationRefusal> {
+        let (id, shard, ours) = (node.id, node.shard, self.map.cluster);
+        if let Some(theirs) = cluster.filter(|theirs| *theirs != ours) {
+            return Err(RegistrationRefusal::OtherCluster { node: id, theirs, ours });
+        }
+        let Some(members) = self.map.shards.get(usize::from(shard.0)) else {
+            let last = self.map.shards.len() as u16 - 1;
+            return Err(RegistrationRefusal::UnknownShard { node: id, shard, last });
+        };
+        match self.map.node(id) {
+            Some(known) if known.shard != shard => {
+                return Err(RegistrationRefusal::OtherShard { node: id, registered: known.shard, shard });
+            }
+            None if members.nodes.len() >= usize::from(self.map.replicas) => {
+                let nodes: Vec<&str> = members.nodes.iter().map(NodeId::as_str).collect();
+                let (replicas, nodes) = (self.map.replicas, nodes.join(", "));
+                return Err(RegistrationRefusal::ShardFull { node: id, shard, replicas, nodes });
+            }
+            _ => {}
+        }
+        let port = node.address.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+        let implausible = |what: String| Err(RegistrationRefusal::Implausible { node: id, what });
+        match port {
+            _ if node.executors == 0 => implausible("no executors".to_string()),
+            _ if node.address.len() > MAX_ADDRESS_BYTES => {
+                implausible(format!("an address of {} bytes, more than {MAX_ADDRESS_BYTES}", node.address.len()))
+            }
+            Some((host, Ok(1..))) if !host.is_empty() => Ok(()),
+            _ => implausible(format!("the address {:?}, which is not HOST:PORT", node.address)),
+        }
+    }
+
+    /// The creations of partitions that nothing stands in the way of: once every shard has its nodes, those
+    /// of all partitions without a configuration.
+    #[must_use]
+    pub fn due_creations(&self) -> Vec<Proposal> {
+        let map = &self.map;
+        if map.is_complete() || map.shards.iter().any(|s| s.nodes.len() < usize::from(map.replicas)) {
+            return Vec::new();
+        }
+        let mut nth_of_shard = vec![0; map.shards.len()];
+        let mut due = Vec::new();
+        for (id, partition) in map.partitions() {
+            let shard = usize::from(partition.shard.0);
+            let nth = nth_of_shard[shard];
+            nth_of_shard[shard] += 1;
+            if partition.configuration.is_none() {
+                let nodes: Vec<&Node> = map.shards[shard].nodes.iter().filter_map(|n| map.node(*n)).collect();
+                let (leader, in_sync) = placement::roles(&nodes, nth);
+                let change = Change::Create { leader, in_sync };
+                due.push(Proposal { id: u128::from(id.0), partition: id, epoch: Epoch(0), change });
+            }
+        }
+        due
+    }
+
+    fn propose(&mut self, proposals: &[Proposal]) -> Vec<Option<ProposalRefusal>> {
+        let mut changed = false;
+        let decided = proposals
+            .iter()
+            .map(|proposal| {
+                if proposal.partition.0 >= self.map.partition_count() {
+                    return Some(ProposalRefusal::UnknownPartition(proposal.partition));
+                }
+                if self.was_carried_out(proposal) {
+                    return None;
+                }
+                match configuration::apply(self.map.configuration(proposal.partition), proposal) {
+                    Err(refusal) => Some(refusal.into()),
+                    Ok(next) => {
+                        self.adopt(proposal, next);
+                        changed = true;
+                        None
+                    }
+                }
+            })
+            .collect();
+        if changed {
+            self.map.version = MapVersion(self.map.version.0 + 1);
+        }
+        decided
+    }
+
+    fn was_carried_out(&self, proposal: &Proposal) -> bool {
+        let made_by = self.carried_out.get(usize::from(proposal.partition.0)).copied().flatten();
+        let replaced = self.map.configuration(proposal.partition).and_then(|c| c.epoch.0.checked_sub(1));
+        made_by == Some(proposal.id) && replaced == Some(proposal.epoch.0)
+    }
+
+    fn adopt(&mut self, proposal: &Proposal, next: Configuration) {
+        let at = usize::from(proposal.partition.0);
+        self.map.partitions[at].configuration = Some(next);
+        self.carried_out[at] = Some(proposal.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_proto::ids::{DiskId, Member};
+
+    const OURS: ClusterId = ClusterId(1);
+
+    fn cluster(shards: u16, replicas: u16, partitions: u16) -> Cluster {
+        Cluster::new(OURS, Shape { shards, replicas, partitions }).expect("a possible shape")
+    }
+
+    fn node(name: &str, disk: u128, shard: u16) -> Node {
+        Node {
+            id: NodeId::new(name).expect("a node id"),
+            disk: DiskId(disk),
+            shard: ShardId(shard),
+            prefers_to_lead: name.ends_with("leader"),
+            address: "127.0.0.1:5001".to_string(),
+            executors: 1,
+        }
+    }
+
+    fn register(cluster: &mut Cluster, node: Node) -> Result<Applied, RegistrationRefusal> {
+        cluster.apply(&Command::Register { cluster: None, node })
+    }
+
+    /// Two shards of two, complete.
+    fn complete() -> Cluster {
+        let mut cluster = cluster(2, 2, 8);
+        for (name, shard) in [("s0-follower", 0), ("s1-leader", 1), ("s0-leader", 0), ("s1-follower", 1)] {
+            register(&mut cluster, node(name, 1, shard)).expect(name);
+        }
+        cluster
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused() {
+        let new = |shards, replicas, partitions| Cluster::new(OURS, Shape { shards, replicas, partitions });
+        for (shards, replicas, partitions, expected) in [
+            (3, 2, 0, Some(InvalidShape::Partitions(0))),
+            (3, 2, 4097, Some(InvalidShape::Partitions(4097))),
+            (0, 2, 64, Some(InvalidShape::Shards { shards: 0, partitions: 64 })),
+            (65, 2, 64, Some(InvalidShape::Shards { shards: 65, partitions: 64 })),
+            (3, 0, 64, Some(InvalidShape::Replicas(0))),
+            (3, 8, 64, Some(InvalidShape::Replicas(8))),
+            (1, 1, 1, None),
+            (64, 7, 64, None),
+        ] {
+            assert_eq!(new(shards, replicas, partitions).err(), expected, "{shards} {replicas} {partitions}");
+        }
+    }
+
+    #[test]
+    fn a_new_cluster_is_placed_evenly_and_nothing_is_created() {
+        let cluster = cluster(3, 2, 64);
+        let on = |shard| cluster.map.partitions.iter().filter(|p| p.shard == ShardId(shard)).count();
+        assert_eq!([on(0), on(1), on(2)].iter().sum::<usize>(), 64);
+        assert!((0..3).all(|s| (21..=22).contains(&on(s))));
+        assert!(cluster.map.partitions.iter().all(|p| p.configuration.is_none()));
+        assert_eq!(cluster.due_creations(), []);
+    }
+
+    #[test]
+    fn partitions_are_created_when_the_last_node_of_the_last_shard_has_come_and_not_before() {
+        let mut cluster = cluster(2, 2, 8);
+        for (version, (name, shard)) in (2..).zip([("s0-leader", 0), ("s1-follower", 1), ("s1-leader", 1)]) {
+            register(&mut cluster, node(name, 1, shard)).expect(name);
+            assert!(cluster.map.partitions.iter().all(|p| p.configuration.is_none()), "after {name}");
+            assert_eq!(cluster.map.version, MapVersion(version));
+        }
+        register(&mut cluster, node("s0-follower", 1, 0)).expect("the last");
+        assert_eq!(cluster.map.version, MapVersion(5), "the last registration and the creations are one change");
+        assert_eq!(cluster, complete(), "the order in which nodes come makes no difference");
+        for (_, partition) in cluster.map.partitions() {
+            let c = partition.configuration.as_ref().expect("created");
+            assert_eq!(
+                (c.epoch, c.leader.node.as_str()),
+                (Epoch(1), ["s0-leader", "s1-leader"][usize::from(partition.shard.0)])
+            );
+            assert_eq!(c.in_sync.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_node_that_comes_again_changes_its_record_and_no_configuration() {
+        let mut cluster = complete();
+        let before = cluster.clone();
+        register(&mut cluster, node("s0-leader", 1, 0)).expect("again");
+        assert_eq!(cluster, before, "nothing new, no new version");
+        let mut moved = node("s0-leader", 2, 0);
+        moved.address = "[::1]:7001".to_string();
+        register(&mut cluster, moved.clone()).expect("with another disk");
+        assert_eq!(cluster.map.node(moved.id), Some(&moved));
+        assert_eq!(cluster.map.partitions, before.map.partitions, "the configurations name the disk that was lost");
+        assert_eq!(cluster.map.version, MapVersion(before.map.version.0 + 1));
+        let by_id = cluster.map.nodes.is_sorted_by_key(|n| n.id);
+        assert!(by_id && cluster.map.nodes.len() == 4);
+    }
+
+    #[test]
+    fn nodes_that_cannot_take_part_are_told_why_and_what_to_do() {
+        let mut address = node("new", 1, 0);
+        address.address = "somewhere".to_string();
+        let mut executors = node("s0-leader", 1, 0);
+        executors.executors = 0;
+        let cases = [
+            (Some(ClusterId(2)), node("s0-leader", 1, 0), "holds data of cluster 00000000000000000000000000000002"),
+            (None, node("new", 1, 2), "the cluster has only shards 0 to 1: change its --shard"),
+            (None, node("s0-leader", 1, 1), "registered in shard 0 before and cannot move to shard 1"),
+            (None, node("new", 1, 0), "shard 0 has its 2 replicas already (s0-leader, s0-follower)"),
+            (None, executors, "registers with no executors"),
+        ];
+        let mut cluster = complete();
+        let before = cluster.clone();
+        for (theirs, node, expected) in cases {
+            let refusal = cluster.apply(&Command::Register { cluster: theirs, node }).expect_err(expected);
+            assert!(refusal.to_string().contains(expected), "{refusal}");
+        }
+        assert_eq!(cluster, before);
+        let mut empty = self::cluster(1, 2, 1);
+        let refusal = register(&mut empty, address.clone()).expect_err("no port");
+        assert_eq!(refusal.to_string(), "node new registers with the address \"somewhere\", which is not HOST:PORT");
+        for bad in ["", ":1", "a:", "a:0", "a:65536", &format!("{}:1", "a".repeat(300))] {
+            address.address = bad.to_string();
+            assert!(register(&mut empty, address.clone()).is_err(), "{bad:?}");
+        }
+        assert!(empty.apply(&Command::Register { cluster: Some(OURS), node: node("new", 1, 0) }).is_ok());
+    }
+
+    #[test]
+    fn proposals_are_carried_out_once_and_found_again_until_the_next_change() {
+        let mut cluster = complete();
+        let leader = cluster.map.configuration(PartitionId(3)).expect("created").leader;
+        let reopen = |id, epoch, leader| Proposal {
+            id,
+            partition: PartitionId(3),
+            epoch: Epoch(epoch),
+            change: Change::Reopen { leader },
+        };
+        let stranger = Member { node: NodeId::new("x").expect("a node id"), disk: DiskId(1) };
+        let nowhere = Proposal { partition: PartitionId(8), ..reopen(9, 1, leader) };
+        let mut propose = |proposals: Vec<Proposal>| match cluster.apply(&Command::Propose(proposals)) {
+            Ok(Applied::Decided(decided)) => {
+                let texts: Vec<_> = decided.into_iter().map(|d| d.map(|r| r.to_string())).collect();
+                (texts, cluster.map.version.0)
+            }
+            other => panic!("{other:?}"),
+        };
+        let (first, version) = propose(vec![reopen(7, 1, leader), nowhere, reopen(8, 2, stranger)]);
+        assert_eq!(first[0], None);
+        assert_eq!(first[1].as_deref(), Some("the cluster has no partition 8"));
+        assert!(first[2].as_deref().is_some_and(|r| r.contains("only the leader may")), "{first:?}");
+        assert_eq!(propose(vec![reopen(7, 1, leader)]), (vec![None], version), "found to be carried out");
+        let late = "the proposal replaces epoch 1, but the partition is in epoch 2".to_string();
+        assert_eq!(propose(vec![reopen(10, 1, leader)]), (vec![Some(late)], version));
+        assert_eq!(propose(vec![reopen(10, 2, leader)]), (vec![None], version + 1));
+        let late = "the proposal replaces epoch 1, but the partition is in epoch 3".to_string();
+        assert_eq!(propose(vec![reopen(7, 1, leader)]), (vec![Some(late)], version + 1));
+        assert!(propose(vec![reopen(7, u64::MAX, leader)]).0[0].is_some());
+    }
+}

@@ -1,0 +1,120 @@
+//! The node's place in the cluster: it registers with the controller, and learns the map from it.
+//!
+//! One executor keeps the connection; what it learns goes to all of them. Without a controller the node goes on
+//! with the map that it has.
+
+use super::{
+    Executor, Mail, Shared, View,
+    tasks::{Backoff, with},
+};
+use crate::transport::{
+    connection::Role,
+    dial::{CallError, register},
+    socket::Socket,
+};
+use glommio::timer::sleep;
+use kv_proto::{
+    cluster_map::Node,
+    codec,
+    control::{FromController, ToController},
+    frame::{self, Kind},
+    hello::{Caller, Hello},
+};
+use std::{cell::RefCell, rc::Weak, sync::Arc, time::Duration};
+
+/// How long a node that was refused waits before it asks again: a person has to do something first.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+
+/// Registers with the controller, and again whenever the connection was lost.
+pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
+    let settings = &shared.settings;
+    let node = Node {
+        id: shared.me.node,
+        disk: shared.me.disk,
+        shard: settings.shard,
+        prefers_to_lead: settings.prefers_to_lead,
+        address: settings.advertised.clone(),
+        executors: shared.mail.len() as u16,
+    };
+    let (mut backoff, mut told) = (Backoff::default(), String::new());
+    loop {
+        let Some((cluster, lost)) =
+            with(&this, |executor| (executor.view.as_ref().map(|v| v.map.cluster), executor.wakes.controller.clone()))
+        else {
+            return;
+        };
+        let hello = Hello { cluster: None, caller: Caller::Node, executor: None };
+        match register(&settings.controller, &hello, &ToController::Register { cluster, node: node.clone() }).await {
+            Ok((socket, received)) => {
+                tracing::info!(controller = settings.controller, "registered with the controller");
+                (backoff, told) = (Backoff::default(), String::new());
+                with(&this, |executor| executor.handle_registered(socket, &received));
+                lost.wait().await;
+                tracing::warn!(
+                    controller = settings.controller,
+                    "the connection to the controller is lost; going on with the map known so far"
+                );
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if text != told {
+                    match error {
+                        CallError::Refused(_) => tracing::error!(
+                            controller = settings.controller,
+                            "the controller refuses this node: {text}"
+                        ),
+                        _ => tracing::warn!(
+                            controller = settings.controller,
+                            "cannot register with the controller, trying on: {text}"
+                        ),
+                    }
+                    told = text;
+                }
+                sleep(if matches!(error, CallError::Refused(_)) { REFUSED_PAUSE } else { backoff.next() }).await;
+            }
+        }
+    }
+}
+
+impl Executor {
+    /// The connection on which the node registered is up.
+    fn handle_registered(&mut self, socket: Socket, received: &[u8]) {
+        self.controller = self.add_line(socket, Role::Controller, received);
+        self.finish();
+    }
+
+    /// The controller says something.
+    pub(super) fn handle_controller(&mut self, message: FromController) {
+        match message {
+            FromController::Map(map) => {
+                let (before, shared) = (self.view.clone(), self.shared.clone());
+                if before.as_ref().is_some_and(|v| v.map.cluster != map.cluster || v.map.version > map.version) {
+                    tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, or an older one");
+                    return;
+                }
+                let view = Arc::new(View::new(map, before.as_deref(), shared.me.node, shared.mail.len()));
+                for mail in shared.mail.iter().skip(1) {
+                    mail.send(Mail::View(view.clone()));
+                }
+                self.handle_view(view);
+            }
+            FromController::Refused(why) => tracing::error!("the controller refuses: {why}"),
+            FromController::Registered { .. } | FromController::Decided(_) | FromController::Pong => {}
+        }
+    }
+
+    /// Asks the controller whether it is there; a controller that does not answer is given up after a while.
+    pub(super) fn ping_controller(&mut self) {
+        if let Some(line) = self.controller {
+            self.append_to_line(line, |out| {
+                frame::append_message(out, Kind::ToController, 0, |body| codec::encode_into(body, &ToController::Ping));
+            });
+        }
+    }
+
+    /// The connection to the controller is gone.
+    pub(super) fn handle_controller_lost(&mut self) {
+        self.controller = None;
+        self.wakes.controller.wake();
+    }
+}

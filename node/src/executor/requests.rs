@@ -1,0 +1,307 @@
+//! What clients ask, and who waits for an answer.
+//!
+//! # Invariants
+//! * Every request is answered once: at once, when the core says so, or at its deadline.
+//! * A write that was proposed and is not known to be committed by its deadline is answered as unknown; one that
+//!   was not proposed never is.
+
+use super::{Executor, Mail, lines::LineKey, token};
+use crate::{
+    clock,
+    executor::forward::Collection,
+    partition::{Decision, Partition},
+};
+use kv_proto::{
+    codec,
+    error_code::{ErrorCode, WireError},
+    frame::{self, Kind},
+    ids::{ExecutorIndex, OperationId, PartitionId},
+    replication::Effect,
+    request::{Condition, Operation, Request},
+    response::{Answered, NodeView, Response},
+    routing::partition_of,
+};
+use kv_replication::{
+    clock::Instant64,
+    replica::{Outcome, Refusal},
+};
+use std::sync::Arc;
+
+/// How many requests of an executor may wait for an answer.
+const MAX_WAITING: usize = 256 * 1024;
+
+slotmap::new_key_type! {
+    /// Names who waits.
+    pub(crate) struct WaitingKey;
+}
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    /// The executor that has the connection.
+    pub(super) executor: ExecutorIndex,
+    /// The connection.
+    pub(super) line: LineKey,
+    /// The frame's id.
+    pub(super) id: u64,
+}
+
+/// A request whose answer depends on what is not committed yet.
+pub(super) struct Waiting {
+    /// Whom to answer; `None` once the deadline has passed and the answer was given.
+    origin: Option<Origin>,
+    deadline: Instant64,
+    partition: PartitionId,
+    decision: Decision,
+}
+
+/// Appends a response.
+pub(super) fn append_response(out: &mut Vec<u8>, id: u64, response: &Response<'_>) {
+    frame::append_message(out, Kind::Response, id, |body| codec::encode_into(body, response));
+}
+
+fn error(code: ErrorCode, message: impl Into<String>) -> Response<'static> {
+    Response::Error(WireError::new(code, message))
+}
+
+impl Executor {
+    /// Runs a client's request; `body` is its encoded form. An answer that is there at once goes to `out`, the
+    /// output of the connection that it came from; any other is sent when it is known.
+    pub(super) fn handle_request(
+        &mut self,
+        now: Instant64,
+        origin: Origin,
+        deadline: Instant64,
+        request: &Request<'_>,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        self.requests += 1;
+        let answer = match request.operation {
+            _ if self.draining => Some(error(ErrorCode::ShuttingDown, "the node is stopping")),
+            Operation::Ping => Some(Response::Pong),
+            Operation::Map => Some(Response::Map(self.node_view())),
+            Operation::Stats => {
+                self.collect_stats(origin);
+                None
+            }
+            Operation::Get { key } => match self.find(origin, key, deadline, body) {
+                Ok(Some((id, partition))) => {
+                    // Encoded while the entry is borrowed, straight into the connection's output.
+                    let got = get(id, partition, key).map(|answer| append_response(out, origin.id, &answer));
+                    got.err().map(|refusal| Response::Error(self.refuse(id, refusal)))
+                }
+                Ok(None) => None,
+                Err(error) => Some(Response::Error(error)),
+            },
+            Operation::Put { key, value, content_type, condition } => {
+                let effect = Effect::Put { key, content_type, value };
+                self.write(now, origin, effect, condition, request.operation_id, deadline, body)
+            }
+            Operation::Delete { key, condition } => {
+                self.write(now, origin, Effect::Delete { key }, condition, request.operation_id, deadline, body)
+            }
+        };
+        if let Some(answer) = answer {
+            append_response(out, origin.id, &answer);
+        }
+    }
+
+    /// The partition of a key, if this executor owns it. `None` says that the request was passed on to the one
+    /// that does.
+    fn find(
+        &mut self,
+        origin: Origin,
+        key: &[u8],
+        deadline: Instant64,
+        body: &[u8],
+    ) -> Result<Option<(PartitionId, &mut Partition)>, WireError> {
+        self.shared.settings.limits.check_key(key)?;
+        let Some(view) = &self.view else {
+            return Err(WireError::new(ErrorCode::NotReady, "the node has not learned the cluster map yet"));
+        };
+        let id = partition_of(key, view.map.partition_count());
+        match view.owner(id) {
+            Some(owner) if owner == self.index => {}
+            Some(owner) => {
+                self.forward(owner, origin, deadline, body)?;
+                return Ok(None);
+            }
+            None => return Err(self.refuse(id, Refusal::NotLeader)),
+        }
+        let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
+        Ok(Some((id, partition)))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request, named at its only two callers")]
+    fn write(
+        &mut self,
+        now: Instant64,
+        origin: Origin,
+        effect: Effect<'_>,
+        condition: Condition,
+        operation_id: Option<OperationId>,
+        deadline: Instant64,
+        body: &[u8],
+    ) -> Option<Response<'static>> {
+        if let Effect::Put { content_type, value, .. } = effect
+            && let Err(error) = self.shared.settings.limits.check_value(content_type, value)
+        {
+            return Some(Response::Error(error));
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return Some(error(ErrorCode::Overloaded, "too many requests of this node wait for an answer"));
+        }
+        let mut actions = std::mem::take(&mut self.actions);
+        let key = self.waiting.insert(Waiting {
+            origin: Some(origin),
+            deadline,
+            partition: PartitionId(0),
+            decision: Decision::Missing,
+        });
+        let decided = match self.find(origin, effect.key(), deadline, body) {
+            Ok(Some((id, partition))) => {
+                Ok(Some((id, partition.write(now, effect, condition, operation_id, token(key), &mut actions))))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        self.actions = actions;
+        match decided {
+            Ok(Some((id, Ok(decision)))) => {
+                let waiting = &mut self.waiting[key];
+                (waiting.partition, waiting.decision) = (id, decision);
+                self.carry_out(id);
+                None
+            }
+            Ok(Some((id, Err(refusal)))) => {
+                self.waiting.remove(key);
+                Some(Response::Error(self.refuse(id, refusal)))
+            }
+            Ok(None) => {
+                self.waiting.remove(key);
+                None
+            }
+            Err(error) => {
+                self.waiting.remove(key);
+                Some(Response::Error(error))
+            }
+        }
+    }
+
+    /// What a refusal of the core is to a client.
+    fn refuse(&self, id: PartitionId, refusal: Refusal) -> WireError {
+        let code = match refusal {
+            Refusal::NotLeader => ErrorCode::NotLeader,
+            Refusal::FollowerUnreachable(_) => ErrorCode::FollowerUnreachable,
+            Refusal::Overloaded => ErrorCode::Overloaded,
+        };
+        let mut error = WireError::new(code, format!("partition {id}: {refusal}"));
+        if code == ErrorCode::NotLeader {
+            let configuration = self.view.as_ref().and_then(|v| v.map.configuration(id)).cloned();
+            let replica = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref()).map(|p| &p.replica);
+            if configuration.as_ref().is_none_or(|c| c.leader.node == self.shared.me.node) {
+                // To ask elsewhere would not help: this is the node that should lead.
+                let why = replica.and_then(|r| r.trouble(clock::now()));
+                let why = why.unwrap_or_else(|| "the partition has no leader yet".to_owned());
+                return WireError::new(ErrorCode::NotReady, format!("partition {id}: {why}"));
+            }
+            error.configuration = configuration.map(|c| Box::new((id, c)));
+        }
+        error
+    }
+
+    /// Answers who waits under `key`.
+    pub(super) fn reply(&mut self, key: WaitingKey, outcome: Outcome) {
+        let Some(waiting) = self.waiting.remove(key) else { return };
+        let Some(origin) = waiting.origin else { return };
+        let id = waiting.partition;
+        let answer = match (outcome, waiting.decision) {
+            (Outcome::Refused(refusal), _) => Response::Error(self.refuse(id, refusal)),
+            (Outcome::Unknown, decision) => unknown(id, decision, "the leader lost its epoch"),
+            (Outcome::Committed, decision) => {
+                let at = self.answered(id);
+                match decision {
+                    Decision::Proposed(version) => Response::Written { at, version },
+                    Decision::ConditionFailed(current) => Response::ConditionFailed { at, current },
+                    Decision::Missing => Response::Missing { at },
+                }
+            }
+        };
+        self.answer(origin, &answer);
+    }
+
+    fn answered(&self, id: PartitionId) -> Answered {
+        let replica = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref()).map(|p| &p.replica);
+        Answered { partition: id, epoch: replica.map(|r| r.configuration().epoch).unwrap_or_default() }
+    }
+
+    /// Sends an answer to where the request came from.
+    pub(super) fn answer(&mut self, origin: Origin, response: &Response<'_>) {
+        if origin.executor == self.index {
+            self.append_to_line(origin.line, |out| append_response(out, origin.id, response));
+        } else {
+            let mut frames = Vec::new();
+            append_response(&mut frames, origin.id, response);
+            self.shared.mail[usize::from(origin.executor.0)].send(Mail::Answer { line: origin.line, frames });
+        }
+    }
+
+    /// Answers whose deadline has passed. What they asked for may still happen.
+    pub(super) fn expire_waiting(&mut self, now: Instant64) {
+        let mut expired = Vec::new();
+        for waiting in self.waiting.values_mut().filter(|w| w.deadline <= now) {
+            if let Some(origin) = waiting.origin.take() {
+                expired.push((origin, waiting.partition, waiting.decision));
+            }
+        }
+        for (origin, id, decision) in expired {
+            self.answer(origin, &unknown(id, decision, "the deadline passed before every in-sync replica had it"));
+        }
+    }
+
+    fn node_view(&self) -> NodeView {
+        match &self.view {
+            Some(view) => NodeView { map: Some(view.map.clone()), owners: view.owners().collect() },
+            None => NodeView { map: None, owners: Vec::new() },
+        }
+    }
+
+    fn collect_stats(&mut self, origin: Origin) {
+        let collection = Arc::new(Collection::new(origin, self.shared.mail.len()));
+        for mail in &self.shared.mail {
+            mail.send(Mail::Collect(collection.clone()));
+        }
+    }
+
+    /// Adds what this executor has to a collection of statistics.
+    pub(super) fn add_stats(&mut self, collection: &Arc<Collection>) {
+        let now = clock::now();
+        let replicas = self.owned.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
+        let replicas: Vec<_> = replicas.map(|p| p.stats(now, self.index)).collect();
+        if collection.add(replicas, self.requests) {
+            self.shared.mail[usize::from(collection.origin().executor.0)].send(Mail::Collected(collection.clone()));
+        }
+    }
+}
+
+fn get<'a>(id: PartitionId, partition: &'a Partition, key: &[u8]) -> Result<Response<'a>, Refusal> {
+    let at = Answered { partition: id, epoch: partition.replica.configuration().epoch };
+    Ok(match partition.get(key)? {
+        Some(entry) => {
+            let version = partition.version(entry.lsn);
+            Response::Value { at, version, content_type: entry.content_type, value: entry.value }
+        }
+        None => Response::Missing { at },
+    })
+}
+
+/// The answer to who cannot be told more: a write that was proposed may happen, anything else will not.
+fn unknown(id: PartitionId, decision: Decision, why: &str) -> Response<'static> {
+    match decision {
+        Decision::Proposed(_) => {
+            error(ErrorCode::OutcomeUnknown, format!("partition {id}: {why}; the write may or may not be applied"))
+        }
+        Decision::ConditionFailed(_) | Decision::Missing => error(ErrorCode::Expired, format!("partition {id}: {why}")),
+    }
+}

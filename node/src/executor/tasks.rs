@@ -1,0 +1,267 @@
+//! The tasks of an executor: each waits for one kind of thing and hands it to the [`Executor`].
+
+use super::{BUSY_TICK, Executor, LineKey, Mail, Shared, links::LinkTask, membership};
+use crate::{
+    clock,
+    mailbox::Receiver,
+    transport::{
+        connection::Role,
+        dial::{ask_view, call_peer},
+        socket::Socket,
+    },
+};
+use futures_lite::AsyncWriteExt;
+use glommio::{
+    channels::local_channel::{self, LocalReceiver, LocalSender},
+    net::{TcpListener, TcpStream},
+    spawn_local,
+    timer::sleep,
+};
+use kv_proto::{
+    hello::{Caller, Hello},
+    ids::{ExecutorIndex, NodeId},
+};
+use std::{
+    cell::RefCell,
+    os::fd::{FromRawFd, IntoRawFd, OwnedFd},
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
+
+/// How many mails are taken in before what they led to is sent.
+const MAIL_BATCH: usize = 256;
+/// Bounds of the wait before a failed call is tried again.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LAST_BACKOFF: Duration = Duration::from_secs(1);
+/// How long a stopping executor waits for what is under way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Wakes a task of this executor; wakes that nobody waited for are remembered once.
+#[derive(Clone)]
+pub(super) struct Wake(Rc<(LocalSender<()>, LocalReceiver<()>)>);
+
+impl Default for Wake {
+    fn default() -> Self {
+        Wake(Rc::new(local_channel::new_bounded(1)))
+    }
+}
+
+impl Wake {
+    pub(super) fn wake(&self) {
+        // A full channel means that a wake is remembered already.
+        let _ = self.0.0.try_send(());
+    }
+
+    pub(super) async fn wait(&self) {
+        self.0.1.recv().await;
+    }
+}
+
+/// The wakes of an executor's tasks.
+#[derive(Default)]
+pub(super) struct Wakes {
+    scanner: Wake,
+    links: Vec<Wake>,
+    pub(super) controller: Wake,
+}
+
+impl Executor {
+    pub(super) fn wake_scanner(&self) {
+        self.wakes.scanner.wake();
+    }
+
+    pub(super) fn wake_link_tasks(&self) {
+        self.wakes.links.iter().for_each(Wake::wake);
+    }
+
+    /// Starts a task that waits until a socket is readable.
+    pub(super) fn spawn_arm(&self, key: LineKey) {
+        let (this, Some(socket)) = (self.this.clone(), self.line_socket(key)) else { return };
+        spawn_local(async move {
+            socket.readable().await;
+            with(&this, |executor| executor.handle_readable(key));
+        })
+        .detach();
+    }
+
+    /// Starts a task that sends what a socket did not take at once.
+    pub(super) fn spawn_drain(&self, key: LineKey) {
+        let (this, Some(socket)) = (self.this.clone(), self.line_socket(key)) else { return };
+        spawn_local(async move {
+            let Ok(fd) = socket.give_up() else { return };
+            // SAFETY: the descriptor is owned and passed on; it is a connected TCP socket, a duplicate of one.
+            let mut stream = unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) };
+            while let Some(output) = with(&this, |executor| executor.take_output(key)).flatten() {
+                if stream.write_all(&output).await.is_err() {
+                    with(&this, |executor| executor.remove_line(key));
+                    return;
+                }
+            }
+            with(&this, Executor::finish);
+        })
+        .detach();
+    }
+
+    /// Starts the task that keeps the connections to a peer.
+    pub(super) fn spawn_link_task(&mut self, node: NodeId) {
+        let wake = Wake::default();
+        self.wakes.links.push(wake.clone());
+        spawn_local(keep_links(self.this.clone(), node, wake)).detach();
+    }
+}
+
+/// Changes the executor, unless it has ended.
+pub(super) fn with<T>(executor: &Weak<RefCell<Executor>>, change: impl FnOnce(&mut Executor) -> T) -> Option<T> {
+    executor.upgrade().map(|executor| change(&mut executor.borrow_mut()))
+}
+
+/// Runs an executor until it is told to stop and what was under way is done.
+pub(crate) async fn run(index: ExecutorIndex, shared: Arc<Shared>, listener: OwnedFd, mail: Receiver<Mail>) {
+    let executor = Executor::new(index, shared.clone());
+    // SAFETY: the descriptor is owned and passed on; it is a bound and listening TCP socket.
+    let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
+    let this = Rc::downgrade(&executor);
+    spawn_local(accept(this.clone(), listener)).detach();
+    spawn_local(scan(this.clone(), executor.borrow().wakes.scanner.clone())).detach();
+    spawn_local(tick(this.clone(), shared.clone())).detach();
+    if index == ExecutorIndex(0) {
+        spawn_local(membership::keep_registered(this.clone(), shared)).detach();
+    }
+    while !executor.borrow().draining {
+        let first = mail.receive().await;
+        if take_mail(&executor, first, &mail) == MAIL_BATCH {
+            sleep(Duration::ZERO).await; // lets the connections have their turn
+        }
+    }
+    let stopped = clock::now();
+    while !executor.borrow().is_quiet() && clock::now().since(stopped) < DRAIN_TIMEOUT {
+        sleep(BUSY_TICK).await;
+        if let Some(first) = mail.try_receive() {
+            take_mail(&executor, first, &mail);
+        }
+    }
+}
+
+/// Takes in a batch of mail and says how many there were.
+fn take_mail(executor: &RefCell<Executor>, first: Mail, mail: &Receiver<Mail>) -> usize {
+    let mut executor = executor.borrow_mut();
+    let mut taken = 1;
+    executor.handle_mail(first);
+    while taken < MAIL_BATCH
+        && let Some(next) = mail.try_receive()
+    {
+        executor.handle_mail(next);
+        taken += 1;
+    }
+    executor.finish();
+    taken
+}
+
+/// Accepts connections, for as long as the executor lives: a cancelled accept would lose one.
+async fn accept(this: Weak<RefCell<Executor>>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok(stream) => {
+                with(&this, |executor| executor.add_line(Socket::new(stream), Role::Stranger, &[]));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection; is the limit of open files too low?");
+                sleep(LAST_BACKOFF).await;
+            }
+        }
+    }
+}
+
+/// Scans the active connections while there are any.
+async fn scan(this: Weak<RefCell<Executor>>, wake: Wake) {
+    loop {
+        match with(&this, Executor::scan) {
+            None => return,
+            // The ring gets its turn after every pass.
+            Some(true) => sleep(Duration::ZERO).await,
+            Some(false) => wake.wait().await,
+        }
+    }
+}
+
+/// Tells the executor the time, as often as something may be due.
+async fn tick(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
+    let heartbeat = {
+        let index = with(&this, |executor| executor.index).unwrap_or_default();
+        shared.heartbeats[usize::from(index.0)].clone()
+    };
+    loop {
+        let Some(due) = with(&this, |executor| executor.next_tick(clock::now())) else { return };
+        sleep(due.max(Duration::from_millis(1))).await;
+        heartbeat.beat();
+        with(&this, |executor| executor.handle_tick(clock::now()));
+    }
+}
+
+/// Keeps a connection to every executor of a peer that owns a follower of what is led here.
+async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
+    let mut backoff = Backoff::default();
+    loop {
+        let Some((task, me, cluster)) =
+            with(&this, |e| (e.link_task(node), e.shared.me, e.view.as_ref().map(|v| v.map.cluster)))
+        else {
+            return;
+        };
+        let done = match task {
+            LinkTask::Wait => {
+                wake.wait().await;
+                continue;
+            }
+            LinkTask::AskOwners(address) => {
+                let hello = Hello { cluster, caller: Caller::Client, executor: None };
+                match ask_view(&address, node, &hello).await {
+                    Ok(view) => with(&this, |executor| executor.handle_owners(node, &view.owners)).unwrap_or(true),
+                    Err(error) => {
+                        tracing::debug!(peer = %node, address, %error, "cannot ask a peer for its executors");
+                        false
+                    }
+                }
+            }
+            LinkTask::Call(address, wanted) => {
+                let caller = Caller::Peer { node: me.node, disk: me.disk };
+                let hello = Hello { cluster, caller, executor: Some(wanted) };
+                match call_peer(&address, node, &hello).await {
+                    Ok((socket, received, welcome)) => {
+                        with(&this, |executor| {
+                            let role = Role::PeerOut { node, disk: welcome.disk, executor: welcome.executor };
+                            if let Some(line) = executor.add_line(socket, role, &received) {
+                                executor.handle_link(line, &welcome);
+                            }
+                        });
+                        tracing::info!(peer = %node, address, executor = %welcome.executor, "streaming to a follower");
+                        true
+                    }
+                    Err(error) => {
+                        tracing::debug!(peer = %node, address, %error, "cannot call a follower");
+                        false
+                    }
+                }
+            }
+        };
+        if done { backoff = Backoff::default() } else { sleep(backoff.next()).await }
+    }
+}
+
+/// The wait before a failed call is tried again: doubles up to a bound.
+#[derive(Debug)]
+pub(super) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff(FIRST_BACKOFF)
+    }
+}
+
+impl Backoff {
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (wait * 2).min(LAST_BACKOFF);
+        wait
+    }
+}

@@ -1,0 +1,76 @@
+//! What the pending writes of a leader will make of each key: conditions are decided against what is prepared, not
+//! only against what is committed.
+
+use super::key_hash;
+use hashbrown::HashTable;
+use kv_proto::{codec, ids::Lsn, replication::Effect};
+use std::sync::Arc;
+
+/// The last pending write of each key that has one.
+#[derive(Default)]
+pub(crate) struct Pending {
+    writes: HashTable<Write>,
+}
+
+struct Write {
+    lsn: Lsn,
+    payload: Arc<[u8]>,
+}
+
+fn effect(payload: &[u8]) -> Effect<'_> {
+    codec::decode(payload).expect("an effect that this node encoded, or checked when it came in")
+}
+
+impl Pending {
+    /// The write at `lsn`, the newest of all, is prepared.
+    pub(crate) fn insert(&mut self, lsn: Lsn, payload: Arc<[u8]>) {
+        let key_of = |write: &Write| key_hash(effect(&write.payload).key());
+        let shared = payload.clone();
+        let key = effect(&shared).key();
+        match self.writes.entry(key_hash(key), |w| effect(&w.payload).key() == key, key_of) {
+            hashbrown::hash_table::Entry::Occupied(mut found) => *found.get_mut() = Write { lsn, payload },
+            hashbrown::hash_table::Entry::Vacant(place) => {
+                place.insert(Write { lsn, payload });
+            }
+        }
+    }
+
+    /// The write at `lsn` is applied.
+    pub(crate) fn remove(&mut self, lsn: Lsn, key: &[u8]) {
+        if let Ok(found) = self.writes.find_entry(key_hash(key), |w| w.lsn == lsn && effect(&w.payload).key() == key) {
+            found.remove();
+        }
+    }
+
+    /// Whether the key has a pending write, and if so the LSN of the value that it will have; `Some(None)` says
+    /// that it will have none.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Lsn>> {
+        let write = self.writes.find(key_hash(key), |w| effect(&w.payload).key() == key)?;
+        Some(match effect(&write.payload) {
+            Effect::Put { .. } => Some(write.lsn),
+            Effect::Delete { .. } => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_pending_write_of_a_key_counts_until_it_is_applied() {
+        let put = |value| Arc::from(codec::encode(&Effect::Put { key: b"k", content_type: "", value }));
+        let delete = Arc::from(codec::encode(&Effect::Delete { key: b"k" }));
+        let mut pending = Pending::default();
+        assert_eq!(pending.get(b"k"), None);
+        pending.insert(Lsn(1), put(b"a"));
+        assert_eq!(pending.get(b"k"), Some(Some(Lsn(1))));
+        pending.insert(Lsn(2), delete);
+        assert_eq!(pending.get(b"k"), Some(None));
+        pending.remove(Lsn(1), b"k");
+        assert_eq!(pending.get(b"k"), Some(None), "an older write does not take the newer one with it");
+        pending.remove(Lsn(2), b"k");
+        assert_eq!(pending.get(b"k"), None);
+        assert_eq!(pending.get(b"other"), None);
+    }
+}

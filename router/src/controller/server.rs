@@ -1,0 +1,114 @@
+//! The controller's listener: the binary protocol, for nodes.
+
+use super::{config_store::ConfigStore, connection};
+use kv_proto::{
+    codec,
+    error_code::{ErrorCode, WireError},
+    frame::{Kind, append_message},
+    ids::NodeId,
+    limits::Limits,
+};
+use std::{future::Future, io, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::Semaphore, sync::watch, task::JoinSet};
+
+/// Most connections at a time; a node needs one.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// What the listener is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The name that the controller answers by.
+    pub(crate) router: NodeId,
+    /// What a client of this router can rely on.
+    pub(crate) limits: Limits,
+    /// How long a stranger may take to say hello.
+    pub(crate) hello_timeout: Duration,
+    /// How long a node may say nothing, not even ping.
+    pub(crate) idle_timeout: Duration,
+    /// How long a node may take to read what it was sent.
+    pub(crate) write_timeout: Duration,
+}
+
+impl Settings {
+    pub(crate) fn new(router: NodeId, limits: Limits) -> Self {
+        Settings {
+            router,
+            limits,
+            hello_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Accepts nodes until `stop` says so.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    store: ConfigStore,
+    settings: Settings,
+    mut stop: watch::Receiver<bool>,
+) {
+    let settings = Arc::new(settings);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            () = stopped(&mut stop) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    pause_after(&error).await;
+                    continue;
+                }
+            },
+        };
+        // Small answers must not wait for each other; a socket without this still works.
+        let _ = stream.set_nodelay(true);
+        match places.clone().try_acquire_owned() {
+            Ok(place) => {
+                let (store, settings) = (store.clone(), settings.clone());
+                connections.spawn(async move {
+                    let _place = place;
+                    connection::serve(stream, store, &settings).await;
+                });
+            }
+            Err(_) => {
+                let error = WireError::new(
+                    ErrorCode::TooManyConnections,
+                    format!("the controller has its {MAX_CONNECTIONS} connections"),
+                );
+                let mut bytes = Vec::new();
+                append_message(&mut bytes, Kind::Refusal, 0, |body| codec::encode_into(body, &error));
+                // A fresh socket takes that many bytes at once; who does not read them learns it from the close.
+                let _ = stream.try_write(&bytes);
+            }
+        }
+    }
+}
+
+/// Waits until `stop` says so, or nobody is left who could say it.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Accepting fails for lack of something (files, memory) that others may give back in a moment; a peer that is gone
+/// already needs no pause.
+pub(crate) async fn pause_after(error: &io::Error) {
+    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        tracing::warn!(%error, "a connection could not be accepted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Gives an operation its time; `what` says what did not happen in it.
+pub(crate) async fn within<T>(
+    time: Duration,
+    what: &str,
+    operation: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    match tokio::time::timeout(time, operation).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{what} for {} s", time.as_secs()))),
+    }
+}

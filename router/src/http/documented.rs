@@ -1,0 +1,87 @@
+//! `/put`, `/get` and `/delete`: the API as its users know it.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST\|PUT /put` with `{"key": "…", "value": …}` | 200 `{"status":"Successful"}` |
+//! | `GET\|POST /get?key=…` | 200 `{"key":…,"value":…}`, 404 `{"status":"Key not found"}` |
+//! | `DELETE\|GET /delete?key=…` | 200 `{"status":"Delete successful"}`, 404 `{"status":"Key not found"}` |
+
+use super::{
+    Inner,
+    error::ApiError,
+    exchange::{Body, Reply, insert_origin, reply},
+    finish, json_body, json_limit, query, value,
+};
+use bytes::Bytes;
+use hyper::{Method, Request, StatusCode, body::Incoming};
+use kv_client::PutOptions;
+use std::borrow::Cow;
+
+/// Longest body of a `POST /get`, in bytes: a key with every byte written as `\u00xx`, and some room.
+const MAX_KEY_BODY_BYTES: usize = 32 * 1024;
+
+impl Inner {
+    pub(super) async fn put(&self, request: Request<Incoming>) -> Result<Reply, ApiError> {
+        let (body, held) = self.read_body(request, json_limit(self.limits)).await?;
+        let put = json_body::parse_put(&body)?;
+        self.limits.check_key(put.key.as_bytes())?;
+        let (stored, content_type) = value::to_stored(put.value);
+        self.limits.check_value(content_type, &stored)?;
+        let key = put.key.into_owned();
+        let stored = match stored {
+            Cow::Borrowed(part) => body.slice_ref(part),
+            Cow::Owned(text) => Bytes::from(text),
+        };
+        let client = self.client.clone();
+        let written = finish(held, async move {
+            client.put_with(key.as_bytes(), &stored, PutOptions { content_type, ..PutOptions::default() }).await
+        });
+        let written = written.await?;
+        let mut reply = status(StatusCode::OK, r#"{"status":"Successful"}"#);
+        insert_origin(reply.headers_mut(), written.version, written.at);
+        Ok(reply)
+    }
+
+    pub(super) async fn get(&self, request: Request<Incoming>) -> Result<Reply, ApiError> {
+        let key = match query::key_of_query(request.uri().query().unwrap_or_default())? {
+            Some(key) => key,
+            None if request.method() == Method::POST => {
+                let (body, _held) = self.read_body(request, MAX_KEY_BODY_BYTES).await?;
+                let key = json_body::parse_key(&body)?;
+                key.ok_or_else(|| ApiError::key_missing(KEY_OF_POST))?.into_owned()
+            }
+            None => return Err(ApiError::key_missing(KEY_OF_QUERY)),
+        };
+        self.limits.check_key(key.as_bytes())?;
+        let Some(entry) = self.client.get(key.as_bytes()).await? else { return Ok(key_not_found()) };
+        let held = self.budget.hold(2 * entry.value.len())?;
+        let answer = value::to_answer(&key, &entry.content_type, &entry.value);
+        let mut reply = reply(StatusCode::OK, value::JSON, Body::from(answer).holding(held));
+        insert_origin(reply.headers_mut(), entry.version, entry.at);
+        Ok(reply)
+    }
+
+    pub(super) async fn delete(&self, request: Request<Incoming>) -> Result<Reply, ApiError> {
+        let key = query::key_of_query(request.uri().query().unwrap_or_default())?;
+        let key = key.ok_or_else(|| ApiError::key_missing(KEY_OF_QUERY))?;
+        self.limits.check_key(key.as_bytes())?;
+        let client = self.client.clone();
+        let held = self.budget.hold(key.len())?;
+        let deleted = finish(held, async move { client.delete(key.as_bytes()).await }).await?;
+        let Some(written) = deleted else { return Ok(key_not_found()) };
+        let mut reply = status(StatusCode::OK, r#"{"status":"Delete successful"}"#);
+        insert_origin(reply.headers_mut(), written.version, written.at);
+        Ok(reply)
+    }
+}
+
+const KEY_OF_QUERY: &str = "name it in the query, as in ?key=name";
+const KEY_OF_POST: &str = r#"name it in the query, as in ?key=name, or in the body, as in {"key": "name"}"#;
+
+fn key_not_found() -> Reply {
+    status(StatusCode::NOT_FOUND, r#"{"status":"Key not found"}"#)
+}
+
+fn status(status: StatusCode, body: &'static str) -> Reply {
+    reply(status, value::JSON, Body::from(body))
+}

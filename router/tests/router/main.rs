@@ -1,0 +1,10 @@
+//! A whole router over loopback: real sockets in front of it, and behind it a node that keeps keys in a map.
+
+mod cluster;
+mod controller;
+mod documented;
+mod fake_node;
+mod http;
+mod life;
+mod nasty;
+mod raw;

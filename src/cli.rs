@@ -1,0 +1,134 @@
+//! The command line: subcommands, their help, and what a bare `kv` means.
+
+use crate::{data, doctor, local, status};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
+
+const EXAMPLES: &str = "\
+Examples:
+  kv                                 a cluster of 3 shards with 2 replicas each, HTTP at http://127.0.0.1:5000
+  kv local --shards 5 --ports auto   5 shards, on ports that are free
+  kv put greeting 'hello there'      store a value …
+  kv get greeting                    … and read it back, raw
+  kv status --watch                  who leads what, redrawn each second
+  kv doctor                          can this machine run a node, and if not, what cures it
+
+Every flag can also be set by the environment variable that its help names. Nodes that `kv local` starts inherit
+the environment, so that `KV_MAX_VALUE_BYTES=4194304 kv local` gives every one of them that limit.
+
+Data live in memory: they are gone when the processes that hold them end.";
+
+const LOCAL_EXAMPLES: &str = "\
+Examples:
+  kv local                                    leaders on 5001-5003, followers on 6001-6003, the controller on 5100
+  kv local --ports auto --data-dir /tmp/kv    every port is a free one; /tmp/kv/cluster.json names them
+  kv local --shards 1 --replicas 1            one node, no copy
+  kv local --restart                          a process that dies is started again
+
+Try the failures: `kill -STOP` a follower and write, `kill -CONT` it and look at `kv status`; the process ids stand
+in DATA/cluster.json. Data live in memory: they are gone when the processes that hold them end.";
+
+const DATA_EXAMPLES: &str = "\
+Examples:
+  kv put greeting 'hello there'
+  kv put logo - < logo.png
+  kv get logo > copy.png
+  kv delete greeting
+
+Exit code: 0 done, 1 the key has no value, 2 an error.";
+
+/// A sharded, replicated key-value store: nodes, the router and a whole local cluster in one binary
+#[derive(Parser, Debug)]
+#[command(name = "kv", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// What is logged to stderr: off, error, warn, info, debug, trace, or per module as in `info,kv_node=debug`
+    #[arg(long, global = true, env = "KV_LOG", value_name = "FILTER", default_value = "info")]
+    pub(crate) log_level: String,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// A whole cluster on this machine, each node and the router a process of its own [what a bare `kv` does]
+    #[command(after_help = LOCAL_EXAMPLES)]
+    Local(local::Options),
+    /// One node: keeps partitions and serves the binary protocol
+    Node(kv_node::NodeOptions),
+    /// One router: serves the HTTP API and keeps the cluster map
+    Router(kv_router::RouterOptions),
+    /// The cluster as a table: who leads and follows what, how far behind, in which trouble
+    Status(status::Options),
+    /// Write the value of a key to stdout, raw
+    #[command(after_help = DATA_EXAMPLES)]
+    Get(data::GetOptions),
+    /// Set the value of a key
+    #[command(after_help = DATA_EXAMPLES)]
+    Put(data::PutOptions),
+    /// Remove a key
+    #[command(after_help = DATA_EXAMPLES)]
+    Delete(data::DeleteOptions),
+    /// Say whether this machine can run a node, and what cures it if not
+    Doctor(doctor::Options),
+}
+
+impl Cli {
+    /// Reads the command line of this process; ends it with a message where that says nothing that can be done.
+    pub(crate) fn parse() -> Self {
+        Self::from_arguments(std::env::args_os()).unwrap_or_else(|e| e.exit())
+    }
+
+    /// Without a subcommand, the arguments are those of `kv local`.
+    fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+        let optional = Cli::command().subcommand_required(false).arg_required_else_help(false);
+        if let Ok(matches) = optional.try_get_matches_from(&arguments)
+            && matches.subcommand_name().is_none()
+        {
+            arguments.push("local".into());
+        }
+        Cli::from_arg_matches(&Cli::command().try_get_matches_from(arguments)?)
+    }
+
+    /// What the log lines and errors of this process begin with.
+    pub(crate) fn process_name(&self) -> String {
+        match &self.command {
+            Command::Local(_) => local::SUPERVISOR.to_owned(),
+            Command::Node(options) => options.id.to_string(),
+            Command::Router(options) => options.id.to_string(),
+            _ => "kv".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::from_arguments(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bare_command_is_a_local_cluster() {
+        for (line, level) in [("kv", "info"), ("kv --log-level debug", "debug"), ("kv local --log-level warn", "warn")]
+        {
+            let cli = parse(line).expect(line);
+            assert!(matches!(cli.command, Command::Local(_)), "{line}");
+            assert_eq!((cli.log_level.as_str(), cli.process_name().as_str()), (level, "supervisor"), "{line}");
+        }
+        assert!(matches!(parse("kv get a").expect("valid").command, Command::Get(_)));
+    }
+
+    #[test]
+    fn what_is_no_command_is_refused() {
+        for line in ["kv nonsense", "kv --shards 3", "kv get", "kv local --shards x"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

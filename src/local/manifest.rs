@@ -1,0 +1,124 @@
+//! What `kv local` writes about itself: `cluster.json`, for people and programs that want to know which processes
+//! there are, and `local.json`, which remembers the shape of the cluster that the data belong to.
+
+use super::{Options, SUPERVISOR, plan::Role};
+use anyhow::bail;
+use serde::{Deserialize, Serialize};
+use std::{net::SocketAddr, path::Path};
+
+/// The content of `cluster.json`.
+#[derive(Debug, Serialize)]
+pub(super) struct Manifest {
+    /// The URL of the HTTP API.
+    pub(super) http: String,
+    pub(super) processes: Vec<Entry>,
+}
+
+/// One process in `cluster.json`; roles as at the start.
+#[derive(Debug, Serialize)]
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) role: Role,
+    pub(super) pid: u32,
+    /// The supervisor listens nowhere.
+    pub(super) address: Option<SocketAddr>,
+}
+
+impl Manifest {
+    /// The file's text for these children and this supervisor.
+    pub(super) fn new(http: String, mut children: Vec<Entry>, supervisor_pid: u32) -> Self {
+        let name = SUPERVISOR.to_owned();
+        children.push(Entry { name, role: Role::Supervisor, pid: supervisor_pid, address: None });
+        Manifest { http, processes: children }
+    }
+
+    pub(super) fn text(&self) -> String {
+        json(self)
+    }
+}
+
+/// The content of `local.json`: what cannot change while the data stay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shape {
+    shards: u16,
+    replicas: u16,
+    partitions: u16,
+}
+
+impl Shape {
+    pub(super) fn of(options: &Options) -> Self {
+        Shape { shards: options.shards, replicas: options.replicas, partitions: options.partitions }
+    }
+
+    pub(super) fn text(&self) -> String {
+        json(self)
+    }
+
+    /// Refuses a shape that differs from the one that the data in `dir` have.
+    pub(super) fn check(&self, old: &Shape, dir: &Path) -> anyhow::Result<()> {
+        let pairs = [
+            ("--shards", old.shards, self.shards),
+            ("--replicas", old.replicas, self.replicas),
+            ("--partitions", old.partitions, self.partitions),
+        ];
+        let mut differing = pairs.iter().filter(|(_, old, new)| old != new).peekable();
+        if differing.peek().is_none() {
+            return Ok(());
+        }
+        let (had, asked): (Vec<_>, Vec<_>) =
+            differing.map(|(flag, old, new)| (format!("{flag} {old}"), format!("{flag} {new}"))).unzip();
+        bail!(
+            "{} holds a cluster made with {}, not with {}: give the old value again, or another --data-dir",
+            dir.display(),
+            had.join(" "),
+            asked.join(" ")
+        )
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("plain data have a JSON text") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_manifest_names_every_process_and_the_supervisor() {
+        let entry = |name: &str, role, pid, address: &str| Entry {
+            name: name.to_owned(),
+            role,
+            pid,
+            address: Some(address.parse().expect("an address")),
+        };
+        let children = vec![
+            entry("router", Role::Router, 10, "127.0.0.1:5000"),
+            entry("shard0-leader", Role::Leader, 11, "127.0.0.1:5001"),
+            entry("shard0-follower", Role::Follower, 12, "127.0.0.1:6001"),
+        ];
+        let text = Manifest::new("http://127.0.0.1:5000".to_owned(), children, 9).text();
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text).expect("JSON"),
+            json!({"http": "http://127.0.0.1:5000", "processes": [
+                {"name": "router", "role": "router", "pid": 10, "address": "127.0.0.1:5000"},
+                {"name": "shard0-leader", "role": "leader", "pid": 11, "address": "127.0.0.1:5001"},
+                {"name": "shard0-follower", "role": "follower", "pid": 12, "address": "127.0.0.1:6001"},
+                {"name": "supervisor", "role": "supervisor", "pid": 9, "address": null},
+            ]})
+        );
+    }
+
+    #[test]
+    fn other_shapes_on_old_data_are_refused_with_what_differs() {
+        let old = Shape { shards: 3, replicas: 2, partitions: 64 };
+        let check = |new: &Shape| new.check(&old, Path::new("dir")).map_err(|e| e.to_string());
+        assert_eq!(check(&old), Ok(()));
+        let refused = "dir holds a cluster made with --shards 3, not with --shards 4: give the old value again, or \
+                       another --data-dir";
+        assert_eq!(check(&Shape { shards: 4, ..old.clone() }), Err(refused.to_owned()));
+        let refused = check(&Shape { replicas: 1, partitions: 8, ..old.clone() }).expect_err("differs");
+        assert!(refused.contains("--replicas 2 --partitions 64, not with --replicas 1 --partitions 8"), "{refused}");
+    }
+}
