@@ -274,7 +274,9 @@ impl Driver {
                         timer.as_mut().reset(self.last_received + self.heartbeat.quiet);
                     }
                 }
-                () = self.shared.wake.notified() => {}
+                // Callers that can run now append first, so that one write carries them all: about half the CPU time
+                // a request with 64 callers on two threads.
+                () = self.shared.wake.notified() => tokio::task::yield_now().await,
                 () = &mut timer => self.handle_quiet(timer.as_mut())?,
             }
         }

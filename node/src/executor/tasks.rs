@@ -10,7 +10,7 @@ use crate::{
         socket::Socket,
     },
 };
-use futures_lite::AsyncWriteExt;
+use futures_lite::{AsyncWriteExt, future::yield_now};
 use glommio::{
     channels::local_channel::{self, LocalReceiver, LocalSender},
     net::{TcpListener, TcpStream},
@@ -78,17 +78,16 @@ impl Executor {
     /// Starts a task that waits until a socket is readable.
     pub(super) fn spawn_arm(&self, key: LineKey) {
         let (this, Some(socket)) = (self.this.clone(), self.line_socket(key)) else { return };
-        spawn_local(async move {
+        spawn_next_turn(async move {
             socket.readable().await;
             with(&this, |executor| executor.handle_readable(key));
-        })
-        .detach();
+        });
     }
 
     /// Starts a task that sends what a socket did not take at once.
     pub(super) fn spawn_drain(&self, key: LineKey) {
         let (this, Some(socket)) = (self.this.clone(), self.line_socket(key)) else { return };
-        spawn_local(async move {
+        spawn_next_turn(async move {
             let Ok(fd) = socket.give_up() else { return };
             // SAFETY: the descriptor is owned and passed on; it is a connected TCP socket, a duplicate of one.
             let mut stream = unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) };
@@ -99,16 +98,25 @@ impl Executor {
                 }
             }
             with(&this, Executor::finish);
-        })
-        .detach();
+        });
     }
 
     /// Starts the task that keeps the connections to a peer.
     pub(super) fn spawn_link_task(&mut self, node: NodeId) {
         let wake = Wake::default();
         self.wakes.links.push(wake.clone());
-        spawn_local(keep_links(self.this.clone(), node, wake)).detach();
+        spawn_next_turn(keep_links(self.this.clone(), node, wake));
     }
+}
+
+/// Starts a task that runs once the current one has given way. (glommio's `spawn_local` polls a new task at once, and
+/// so within the borrow of the executor that starts it.)
+fn spawn_next_turn(task: impl Future<Output = ()> + 'static) {
+    spawn_local(async move {
+        yield_now().await;
+        task.await;
+    })
+    .detach();
 }
 
 /// Changes the executor, unless it has ended.
@@ -122,11 +130,12 @@ pub(crate) async fn run(index: ExecutorIndex, shared: Arc<Shared>, listener: Own
     // SAFETY: the descriptor is owned and passed on; it is a bound and listening TCP socket.
     let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
     let this = Rc::downgrade(&executor);
-    spawn_local(accept(this.clone(), listener)).detach();
-    spawn_local(scan(this.clone(), executor.borrow().wakes.scanner.clone())).detach();
-    spawn_local(tick(this.clone(), shared.clone())).detach();
+    let wake = executor.borrow().wakes.scanner.clone();
+    spawn_next_turn(accept(this.clone(), listener));
+    spawn_next_turn(scan(this.clone(), wake));
+    spawn_next_turn(tick(this.clone(), shared.clone()));
     if index == ExecutorIndex(0) {
-        spawn_local(membership::keep_registered(this.clone(), shared)).detach();
+        spawn_next_turn(membership::keep_registered(this.clone(), shared));
     }
     while !executor.borrow().draining {
         let first = mail.receive().await;

@@ -109,7 +109,6 @@ async fn serve_connection(stream: TcpStream, api: Api, patience: Patience, mut s
         .max_headers(MAX_HEADERS)
         // Whoever closes its half after the request, as `nc -N` does, still gets the answer.
         .half_close(true)
-        .pipeline_flush(true)
         .serve_connection(stream, service);
     let mut stopping = false;
     let result = loop {

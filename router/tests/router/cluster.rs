@@ -34,14 +34,18 @@ struct Cli {
 /// Options for a cluster of one node that keeps everything.
 pub(crate) fn options(dir: &TempDir, more: &[&str]) -> RouterOptions {
     let data = dir.path().join("router");
-    let mut args = vec!["router", "--http", "127.0.0.1:0", "--controller-listen", "127.0.0.1:0"];
-    args.extend(["--data-dir", data.to_str().expect("a text")]);
-    if !more.contains(&"--replicas") {
-        args.extend(["--shards", "1", "--replicas", "1"]);
-    }
     let partitions = PARTITIONS.to_string();
-    if !more.contains(&"--partitions") {
-        args.extend(["--partitions", &partitions]);
+    let mut args = vec!["router", "--data-dir", data.to_str().expect("a text")];
+    for (flag, value) in [
+        ("--http", "127.0.0.1:0"),
+        ("--controller-listen", "127.0.0.1:0"),
+        ("--shards", "1"),
+        ("--replicas", "1"),
+        ("--partitions", &partitions),
+    ] {
+        if !more.contains(&flag) {
+            args.extend([flag, value]);
+        }
     }
     args.extend(more);
     Cli::try_parse_from(args).expect("options").options

@@ -22,6 +22,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::Notify,
+    task::{AbortHandle, JoinSet},
 };
 
 pub(crate) const PARTITIONS: u16 = 8;
@@ -39,6 +40,7 @@ pub(crate) struct FakeNode {
     held: Arc<Notify>,
     /// A request for [`HELD`] has come.
     pub(crate) holding: Arc<Notify>,
+    task: Arc<Option<AbortHandle>>,
 }
 
 #[derive(Default)]
@@ -52,14 +54,27 @@ impl FakeNode {
     pub(crate) async fn start() -> FakeNode {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let node = FakeNode { address, table: Arc::default(), held: Arc::default(), holding: Arc::default() };
+        let mut node = FakeNode {
+            address,
+            table: Arc::default(),
+            held: Arc::default(),
+            holding: Arc::default(),
+            task: Arc::default(),
+        };
         let serving = node.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serving.clone().serve(stream));
+                connections.spawn(serving.clone().serve(stream));
             }
         });
+        node.task = Arc::new(Some(task.abort_handle()));
         node
+    }
+
+    /// Closes all connections and the port.
+    pub(crate) fn stop(&self) {
+        self.task.iter().for_each(AbortHandle::abort);
     }
 
     /// As it registers.
@@ -91,8 +106,10 @@ impl FakeNode {
         let mut output = Vec::new();
         while stream.read_buf(&mut input).await.is_ok_and(|n| n > 0) {
             let mut start = 0;
-            while let (used, Some(message)) = decoder.decode(&input[start..]).expect("frames") {
+            loop {
+                let (used, message) = decoder.decode(&input[start..]).expect("frames");
                 start += used;
+                let Some(message) = message else { break };
                 match message.kind {
                     Kind::Hello => {
                         let hello: Hello = codec::decode(message.body).expect("a hello");
@@ -112,7 +129,7 @@ impl FakeNode {
                         }
                         self.answer(&request.operation, |response| {
                             append_message(&mut output, Kind::Response, message.id, |b| {
-                                codec::encode_into(b, response)
+                                codec::encode_into(b, response);
                             });
                         });
                     }

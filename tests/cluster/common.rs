@@ -1,0 +1,372 @@
+//! Whole clusters for tests: `kv local` as a real process on free ports with a data directory of its own, and HTTP to
+//! its router.
+//!
+//! Nothing here waits for time to pass: [`Output::wait_for`] wakes with each line that a cluster prints, and [`until`]
+//! is the one place that looks again and again. Both give up after [`BOUND`], with everything that was printed.
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    HeaderMap, Method, Request, StatusCode,
+    body::Bytes,
+    header::{CONTENT_TYPE, HeaderName},
+};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use kv_proto::{cluster_map::ClusterMap, ids::ShardId, routing::partition_of, stats::NodeStats};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// How long anything may take; far more than it does on a machine that is busy with other tests.
+pub(crate) const BOUND: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A cluster has seven processes: one at a time, whatever number of test threads there is.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Looks until `condition` gives something.
+#[track_caller]
+pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + BOUND;
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {BOUND:?}");
+        thread::sleep(PAUSE);
+    }
+}
+
+/// The command line program.
+pub(crate) fn kv() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kv"));
+    // What the machine's owner has set for own clusters is not meant for these.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KV_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a command that ends by itself: its exit code, stdout and stderr.
+pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
+    let mut child = Spawned::start(command);
+    let status = child.wait();
+    (status.code().unwrap_or(-1), child.output.text(Source::Stdout), child.output.text(Source::Stderr))
+}
+
+/// What a process has printed so far, line by line.
+#[derive(Clone, Default)]
+pub(crate) struct Output(Arc<(Mutex<Lines>, Condvar)>);
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<(Source, String)>,
+    open: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Stdout,
+    Stderr,
+}
+
+impl Output {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(&self, source: Source, from: impl Read + Send + 'static) {
+        self.lock().open += 1;
+        let output = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                output.lock().lines.push((source, line));
+                output.0.1.notify_all();
+            }
+            output.lock().open -= 1;
+            output.0.1.notify_all();
+        });
+    }
+
+    /// The first line for which `find` gives something, from those that were printed and those that are to come.
+    #[track_caller]
+    pub(crate) fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&str) -> Option<T>) -> T {
+        let (deadline, mut seen) = (Instant::now() + BOUND, 0);
+        let mut lines = self.lock();
+        loop {
+            for (_, line) in &lines.lines[seen..] {
+                if let Some(found) = find(line) {
+                    return found;
+                }
+            }
+            seen = lines.lines.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let over = lines.open == 0 || left.is_zero();
+            assert!(!over, "{what}: not within {BOUND:?}, or the process ended; it printed:\n{}", lines.all());
+            lines = self.0.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// All that came from one source, once that is closed.
+    fn text(&self, source: Source) -> String {
+        let mut lines = self.lock();
+        while lines.open > 0 {
+            lines = self.0.1.wait(lines).unwrap_or_else(PoisonError::into_inner);
+        }
+        lines.lines.iter().filter(|(s, _)| *s == source).map(|(_, line)| format!("{line}\n")).collect()
+    }
+}
+
+impl Lines {
+    fn all(&self) -> String {
+        self.lines.iter().map(|(_, line)| format!("  {line}\n")).collect()
+    }
+}
+
+/// A process that is killed when the test is done with it.
+pub(crate) struct Spawned {
+    child: Child,
+    pub(crate) output: Output,
+}
+
+impl Spawned {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let output = Output::default();
+        output.follow(Source::Stdout, child.stdout.take().expect("piped"));
+        output.follow(Source::Stderr, child.stderr.take().expect("piped"));
+        Spawned { child, output }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        until("the process ends", || self.child.try_wait().expect("it can be waited for"))
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("the process printed:\n{}", self.output.lock().all());
+        }
+    }
+}
+
+/// Sends a signal to a process of a cluster.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("the process is there");
+}
+
+/// Whether a process runs; a zombie does not.
+pub(crate) fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// A running cluster.
+pub(crate) struct Cluster {
+    pub(crate) supervisor: Spawned,
+    pub(crate) url: String,
+    pub(crate) dir: TempDir,
+    http: Http,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// `cluster.json`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) http: String,
+    pub(crate) processes: Vec<Process>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) name: String,
+    pub(crate) role: String,
+    pub(crate) pid: u32,
+    pub(crate) address: Option<String>,
+}
+
+/// What `GET /v1/topology` says.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Topology {
+    pub(crate) map: ClusterMap,
+    pub(crate) nodes: Vec<NodeReport>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct NodeReport {
+    pub(crate) node: String,
+    pub(crate) stats: Option<NodeStats>,
+}
+
+impl Cluster {
+    /// Starts a cluster with these flags of `kv local`, and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start(flags: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a directory"), flags)
+    }
+
+    #[track_caller]
+    pub(crate) fn start_in(dir: TempDir, flags: &[&str]) -> Self {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let supervisor = Spawned::start(local(dir.path()).args(flags));
+        let url = supervisor.output.wait_for("the cluster is ready", |l| l.strip_prefix("ready ").map(str::to_owned));
+        Cluster { supervisor, http: Http::new(&url), url, dir, _turn: turn }
+    }
+
+    /// Ends the cluster and gives its directory back.
+    pub(crate) fn into_dir(self) -> TempDir {
+        self.dir
+    }
+
+    pub(crate) fn manifest(&self) -> Manifest {
+        let text = fs::read_to_string(self.dir.path().join("cluster.json")).expect("there while the cluster runs");
+        serde_json::from_str(&text).expect("JSON of the documented form")
+    }
+
+    pub(crate) fn process(&self, name: &str) -> Process {
+        let found = self.manifest().processes.into_iter().find(|p| p.name == name);
+        found.unwrap_or_else(|| panic!("no process {name}"))
+    }
+
+    /// `kv` with the address of this cluster.
+    pub(crate) fn kv(&self, arguments: &[&str]) -> Command {
+        let mut command = kv();
+        command.args(arguments).env("KV_CLUSTER", &self.url);
+        command
+    }
+
+    pub(crate) fn topology(&self) -> Topology {
+        let answer = self.send(Method::GET, "/v1/topology", &[], "");
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        serde_json::from_slice(&answer.body).expect("the documented form")
+    }
+
+    pub(crate) fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        self.http.send(method, path, headers, body.into())
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Answer {
+        self.send(Method::GET, &format!("/get?key={key}"), &[], "")
+    }
+
+    pub(crate) fn put(&self, key: &str, value: &Value) -> Answer {
+        let body = serde_json::json!({"key": key, "value": value}).to_string();
+        self.send(Method::POST, "/put", &[(CONTENT_TYPE, "application/json")], body)
+    }
+
+    /// A key like `{prefix}-7` that a shard hosts.
+    pub(crate) fn key_on(&self, shard: u16, prefix: &str) -> String {
+        let map = self.topology().map;
+        let hosts = |key: &String| {
+            let partition = partition_of(key.as_bytes(), map.partition_count());
+            map.partitions[usize::from(partition.0)].shard == ShardId(shard)
+        };
+        (0..).map(|i| format!("{prefix}-{i}")).find(hosts).expect("every shard hosts some")
+    }
+
+    /// Whether every replica of every partition has applied the same and holds the same.
+    pub(crate) fn replicas_agree(&self) -> bool {
+        let topology = self.topology();
+        let replica = |node: &str, id| {
+            let stats = topology.nodes.iter().find(|n| n.node == node)?.stats.as_ref()?;
+            let replica = stats.replicas.iter().find(|r| r.partition == id)?;
+            (replica.trouble.is_none()).then(|| (replica.applied_lsn, replica.digest.clone()))
+        };
+        topology.map.partitions().all(|(id, partition)| {
+            let Some(configuration) = &partition.configuration else { return false };
+            let states: Vec<_> = configuration.members().map(|m| replica(m.node.as_str(), id)).collect();
+            states.iter().all(|s| s.is_some() && *s == states[0])
+        })
+    }
+}
+
+/// `kv local` on free ports, unless `--ports` says otherwise.
+pub(crate) fn local(dir: &Path) -> Command {
+    let mut command = kv();
+    command.env("KV_PORTS", "auto").args(["local", "--data-dir"]).arg(dir);
+    command
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// Status and body, which must be JSON.
+    #[track_caller]
+    pub(crate) fn pair(&self) -> (u16, Value) {
+        (self.status.as_u16(), self.json())
+    }
+}
+
+/// Keep-alive HTTP for tests that are not async themselves.
+struct Http {
+    base: String,
+    runtime: tokio::runtime::Runtime,
+    client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
+}
+
+impl Http {
+    fn new(base: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        Http {
+            base: base.to_owned(),
+            runtime: runtime.expect("a runtime"),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        }
+    }
+
+    #[track_caller]
+    fn send(&self, method: Method, path: &str, headers: &[(HeaderName, &str)], body: Bytes) -> Answer {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(name, *value);
+        }
+        let request = request.body(Full::new(body)).expect("a request");
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|e| e.to_string())?;
+            let (head, body) = response.into_parts();
+            let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
+            Ok::<_, String>(Answer { status: head.status, headers: head.headers, body })
+        };
+        let answer = self.runtime.block_on(async { tokio::time::timeout(BOUND, exchange).await });
+        answer
+            .unwrap_or_else(|_| panic!("no answer for {path} within {BOUND:?}"))
+            .unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+}

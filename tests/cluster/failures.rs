@@ -1,0 +1,128 @@
+//! What a whole cluster does when its processes stop, die and come back: never a false success, always a word of it.
+
+use crate::common::{Answer, Cluster, Process, run, runs, signal, until};
+use kv_proto::stats::Role;
+use rustix::process::Signal;
+use serde_json::json;
+
+fn outcome(answer: &Answer) -> (u16, String) {
+    (answer.status.as_u16(), answer.json()["outcome"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The follower holds every acknowledged write, so that without it none can be acknowledged.
+#[test]
+fn a_follower_that_hangs_stops_writes_of_its_shard_and_nothing_else() {
+    let cluster = Cluster::start(&[]);
+    let (key, in_flight) = (cluster.key_on(0, "kept"), cluster.key_on(0, "in-flight"));
+    let elsewhere = cluster.key_on(1, "elsewhere");
+    for key in [&key, &in_flight] {
+        assert_eq!(cluster.put(key, &json!("old")).status, 200);
+    }
+    let follower = cluster.process("shard0-follower").pid;
+    signal(follower, Signal::STOP);
+
+    assert_eq!(outcome(&cluster.put(&in_flight, &json!("new"))), (504, "unknown".to_owned()));
+    let refused = (503, "not_applied".to_owned());
+    until("new writes are refused", || {
+        let outcome = outcome(&cluster.put(&key, &json!("never")));
+        assert!(outcome == refused || outcome == (504, "unknown".to_owned()), "{outcome:?}");
+        (outcome == refused).then_some(())
+    });
+    // What is not committed is not read.
+    assert_eq!(cluster.get(&in_flight).json()["value"], json!("old"));
+    assert_eq!(cluster.get(&key).json()["value"], json!("old"));
+    assert_eq!(cluster.put(&elsewhere, &json!("written")).status, 200);
+
+    signal(follower, Signal::CONT);
+    until("writes are taken again", || (cluster.put(&key, &json!("last")).status == 200).then_some(()));
+    until("all replicas agree", || cluster.replicas_agree().then_some(()));
+    assert_eq!(cluster.get(&key).json()["value"], json!("last"));
+    // It was proposed and never taken back, so it is there now.
+    assert_eq!(cluster.get(&in_flight).json()["value"], json!("new"));
+}
+
+#[test]
+fn a_killed_node_is_reported_restarted_and_refuses_its_part() {
+    let cluster = Cluster::start(&["--restart"]);
+    let key = cluster.key_on(1, "key");
+    assert_eq!(cluster.put(&key, &json!("kept")).status, 200);
+    let Process { pid: old_pid, address, .. } = cluster.process("shard1-follower");
+    signal(old_pid, Signal::KILL);
+
+    let report = format!("shard1-follower (process {old_pid}) was killed by signal 9 (SIGKILL); starting it again");
+    cluster.supervisor.output.wait_for("the death is reported", |l| l.contains(&report).then_some(()));
+    let restarted =
+        until("cluster.json is rewritten", || Some(cluster.process("shard1-follower")).filter(|p| p.pid != old_pid));
+    assert_eq!(restarted.address, address, "it comes back where it was");
+    let refuses = || {
+        let topology = cluster.topology();
+        let stats = topology.nodes.into_iter().find(|n| n.node == "shard1-follower")?.stats?;
+        let refuses = |r: &kv_proto::stats::ReplicaStats| r.role == Role::Refused && r.trouble.is_some();
+        (!stats.replicas.is_empty() && stats.replicas.iter().all(refuses)).then_some(())
+    };
+    until("it refuses its part", refuses);
+    let (code, status, _) = run(&mut cluster.kv(&["status"]));
+    assert_eq!(code, 0);
+    assert!(status.contains("trouble: shard1-follower, "), "{status}");
+    let answer = cluster.put(&key, &json!("lost"));
+    assert!([503, 504].contains(&answer.status.as_u16()), "{answer:?}");
+    assert_eq!(cluster.get(&key).json()["value"], json!("kept"));
+    assert_eq!(cluster.put(&cluster.key_on(0, "other"), &json!(1)).status, 200);
+}
+
+#[test]
+fn a_killed_router_comes_back_to_the_same_data() {
+    let cluster = Cluster::start(&["--shards", "1", "--restart"]);
+    assert_eq!(cluster.put("key", &json!("kept")).status, 200);
+    let router = cluster.process("router").pid;
+    signal(router, Signal::KILL);
+    until("cluster.json is rewritten", || (cluster.process("router").pid != router).then_some(()));
+    until("it serves again, at the same address", || {
+        (run(&mut cluster.kv(&["get", "key"])).1 == "kept\n").then_some(())
+    });
+    until("writes are taken", || (run(&mut cluster.kv(&["put", "key", "new"])).0 == 0).then_some(()));
+}
+
+#[test]
+fn without_restart_a_death_is_reported_and_the_rest_goes_on() {
+    let cluster = Cluster::start(&[]);
+    let key = cluster.key_on(0, "key");
+    let leader = cluster.process("shard2-leader").pid;
+    signal(leader, Signal::KILL);
+    let report = format!("shard2-leader (process {leader}) was killed by signal 9 (SIGKILL); it stays down");
+    cluster.supervisor.output.wait_for("the death is reported", |l| l.contains(&report).then_some(()));
+    assert_eq!(cluster.put(&key, &json!(1)).status, 200);
+    let answer = cluster.put(&cluster.key_on(2, "key"), &json!(1));
+    assert_eq!(outcome(&answer), (503, "not_applied".to_owned()), "{answer:?}");
+    let (_, status, _) = run(&mut cluster.kv(&["status"]));
+    assert!(status.contains("trouble: shard2-leader does not answer"), "{status}");
+}
+
+#[test]
+fn an_interrupt_stops_everything_and_is_a_success() {
+    let mut cluster = Cluster::start(&[]);
+    let processes = cluster.manifest().processes;
+    signal(cluster.supervisor.pid(), Signal::INT);
+    assert_eq!(cluster.supervisor.wait().code(), Some(0));
+    for process in processes {
+        assert!(!runs(process.pid), "{process:?}");
+    }
+    assert!(!cluster.dir.path().join("cluster.json").exists());
+    cluster.supervisor.output.wait_for("a last word", |l| (l == "supervisor: stopped").then_some(()));
+}
+
+#[test]
+fn nothing_outlives_a_killed_supervisor_and_its_directory_is_free_again() {
+    let mut cluster = Cluster::start(&["--shards", "1"]);
+    assert_eq!(cluster.put("key", &json!(1)).status, 200);
+    let processes = cluster.manifest().processes;
+    signal(cluster.supervisor.pid(), Signal::KILL);
+    cluster.supervisor.wait();
+    for process in processes {
+        until(&format!("{} is gone", process.name), || (!runs(process.pid)).then_some(()));
+    }
+    let cluster = Cluster::start_in(cluster.into_dir(), &["--shards", "1"]);
+    let word = "data live in memory, so this cluster starts empty; the old cluster map is kept as";
+    cluster.supervisor.output.wait_for("it says that it is empty", |l| l.starts_with(word).then_some(()));
+    assert_eq!(cluster.get("key").status, 404);
+}

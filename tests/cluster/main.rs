@@ -1,0 +1,15 @@
+//! Whole clusters of real processes: `kv local` as a person starts it, HTTP as a person speaks it, `kill` as trouble
+//! comes. All in one test program, so that [`common`] can let one cluster run at a time.
+
+mod api;
+mod common;
+mod failures;
+mod packages;
+mod start;
+
+#[path = "../../examples/load_packages/http.rs"]
+mod http;
+#[path = "../../examples/load_packages/phases.rs"]
+mod phases;
+#[path = "../../examples/load_packages/stanzas.rs"]
+mod stanzas;

@@ -1,0 +1,61 @@
+//! What a person did wrong is told in a sentence before anything is started.
+
+use crate::common::{Cluster, kv, local, run, signal};
+use rustix::process::Signal;
+use std::net::TcpListener;
+
+#[track_caller]
+fn refused((code, stdout, stderr): (i32, String, String), words: &[&str]) {
+    assert_eq!(code, 1, "{stdout}{stderr}");
+    assert!(!stdout.contains("listening"), "nothing was started: {stdout}");
+    assert!(words.iter().all(|w| stderr.contains(w)), "{words:?}: {stderr}");
+}
+
+#[test]
+fn busy_ports() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let holder = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = holder.local_addr().expect("bound");
+    let port = format!("port {}, which router needs, is in use", taken.port());
+    refused(run(local(dir.path()).args(["--http", &taken.to_string()])), &[&port, "--http"]);
+
+    // Whoever listens there, this test or somebody else: it is busy.
+    let _holder = TcpListener::bind("127.0.0.1:5001");
+    let fixed = ["--ports", "fixed", "--http", "127.0.0.1:0"];
+    refused(run(local(dir.path()).args(fixed)), &["port 5001, which shard0-leader needs, is in use", "--ports auto"]);
+    assert!(!dir.path().join("local.json").exists(), "a failed start leaves no trace");
+}
+
+#[test]
+fn a_directory_in_use_and_a_directory_of_another_cluster() {
+    let mut cluster = Cluster::start(&["--shards", "1"]);
+    let same = cluster.dir.path();
+    refused(run(&mut local(same)), &["is in use by another `kv local`", "--data-dir"]);
+    signal(cluster.supervisor.pid(), Signal::TERM);
+    assert_eq!(cluster.supervisor.wait().code(), Some(0));
+    let words = ["holds a cluster made with --shards 1, not with --shards 2", "another --data-dir"];
+    refused(run(local(cluster.dir.path()).args(["--shards", "2"])), &words);
+}
+
+#[test]
+fn options_that_cannot_be() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (flags, words) in [
+        (&["--shards", "100", "--partitions", "200", "--ports", "fixed"][..], &["fixed ports", "--ports auto"][..]),
+        (&["--shards", "65"], &["65 shards cannot share 64 partitions"]),
+        (&["--cores", "5000"], &["5000 executors asked for", "--cores"]),
+    ] {
+        refused(run(local(dir.path()).args(flags)), words);
+    }
+    let (code, _, stderr) = run(local(dir.path()).args(["--replicas", "0"]));
+    assert!(code == 2 && stderr.contains("--replicas"), "{stderr}");
+}
+
+#[test]
+fn the_doctor_agrees_with_the_start() {
+    let (code, stdout, _) = run(kv().arg("doctor"));
+    assert_eq!(code, 0, "{stdout}");
+    assert!(stdout.contains("A node can run on this machine."), "{stdout}");
+    let (code, stdout, _) = run(kv().args(["doctor", "--cores", "5000"]));
+    assert!(code == 2 && stdout.contains("BAD   processors"), "{stdout}");
+}
