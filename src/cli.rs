@@ -6,27 +6,29 @@ use std::ffi::OsString;
 
 const EXAMPLES: &str = "\
 Examples:
-  kv                                 a cluster of 3 shards with 2 replicas each, HTTP at http://127.0.0.1:5000
-  kv local --shards 5 --ports auto   5 shards, on ports that are free
-  kv put greeting 'hello there'      store a value …
-  kv get greeting                    … and read it back, raw
-  kv status --watch                  who leads what, redrawn each second
-  kv doctor                          can this machine run a node, and if not, what cures it
+  kv                              3 shards of 2 replicas, at http://127.0.0.1:5000
+  kv local --ports auto           the same on ports that are free
+  kv put greeting 'hello there'   store a value …
+  kv get greeting                 … and read it back, raw
+  kv status --watch               who leads what, redrawn each second
+  kv doctor                       can this machine run a node, and what cures it if not
 
-Every flag can also be set by the environment variable that its help names. Nodes that `kv local` starts inherit
-the environment, so that `KV_MAX_VALUE_BYTES=4194304 kv local` gives every one of them that limit.
+Every flag can also be set by the environment variable that its help names. Processes that `kv local` \
+starts inherit them, so that `KV_MAX_VALUE_BYTES=4194304 kv local` gives each of them that limit.
 
 Data live in memory: they are gone when the processes that hold them end.";
 
 const LOCAL_EXAMPLES: &str = "\
 Examples:
-  kv local                                    leaders on 5001-5003, followers on 6001-6003, the controller on 5100
-  kv local --ports auto --data-dir /tmp/kv    every port is a free one; /tmp/kv/cluster.json names them
-  kv local --shards 1 --replicas 1            one node, no copy
-  kv local --restart                          a process that dies is started again
+  kv local                              leaders 5001-5003, followers 6001-6003, HTTP 5000
+  kv local --ports auto --data-dir d    every port is free; d/cluster.json names them
+  kv local --shards 1 --replicas 1      one node, no copy
+  kv local --restart                    a process that dies is started again
 
-Try the failures: `kill -STOP` a follower and write, `kill -CONT` it and look at `kv status`; the process ids stand
-in DATA/cluster.json. Data live in memory: they are gone when the processes that hold them end.";
+Try the failures: `kill -STOP` a follower and write, `kill -CONT` it and look at `kv status`; the process \
+ids stand in DIR/cluster.json.
+
+Data live in memory: they are gone when the processes that hold them end.";
 
 const DATA_EXAMPLES: &str = "\
 Examples:
@@ -39,7 +41,7 @@ Exit code: 0 done, 1 the key has no value, 2 an error.";
 
 /// A sharded, replicated key-value store: nodes, the router and a whole local cluster in one binary
 #[derive(Parser, Debug)]
-#[command(name = "kv", version, after_help = EXAMPLES)]
+#[command(name = "kv", version, override_usage = "kv [OPTIONS] [COMMAND]", after_help = EXAMPLES)]
 pub(crate) struct Cli {
     /// What is logged to stderr: off, error, warn, info, debug, trace, or per module as in `info,kv_node=debug`
     #[arg(long, global = true, env = "KV_LOG", value_name = "FILTER", default_value = "info")]
@@ -50,7 +52,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// A whole cluster on this machine, each node and the router a process of its own [what a bare `kv` does]
+    /// A whole cluster on this machine, a process for each part; what `kv` alone does
     #[command(after_help = LOCAL_EXAMPLES)]
     Local(local::Options),
     /// One node: keeps partitions and serves the binary protocol

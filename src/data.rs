@@ -50,10 +50,9 @@ pub(crate) struct DeleteOptions {
 
 pub(crate) async fn get(options: GetOptions) -> anyhow::Result<ExitCode> {
     let answer = ask(&options.cluster, Method::GET, &options.key, None, Bytes::new()).await?;
-    if answer.status == StatusCode::NOT_FOUND {
+    if !succeeded(&answer)? {
         return Ok(missing(&options.key));
     }
-    succeeded(&answer)?;
     let mut stdout = io::stdout().lock();
     stdout.write_all(&answer.body).and_then(|()| stdout.flush()).context("cannot write the value to stdout")?;
     Ok(ExitCode::SUCCESS)
@@ -69,17 +68,13 @@ pub(crate) async fn put(options: PutOptions) -> anyhow::Result<ExitCode> {
         }
     };
     let content_type = options.content_type.as_deref();
-    succeeded(&ask(&options.cluster, Method::PUT, &options.key, content_type, value).await?)?;
-    Ok(ExitCode::SUCCESS)
+    let answer = ask(&options.cluster, Method::PUT, &options.key, content_type, value).await?;
+    Ok(if succeeded(&answer)? { ExitCode::SUCCESS } else { missing(&options.key) })
 }
 
 pub(crate) async fn delete(options: DeleteOptions) -> anyhow::Result<ExitCode> {
     let answer = ask(&options.cluster, Method::DELETE, &options.key, None, Bytes::new()).await?;
-    if answer.status == StatusCode::NOT_FOUND {
-        return Ok(missing(&options.key));
-    }
-    succeeded(&answer)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if succeeded(&answer)? { ExitCode::SUCCESS } else { missing(&options.key) })
 }
 
 async fn ask(
@@ -100,26 +95,28 @@ fn missing(key: &OsStr) -> ExitCode {
     ExitCode::from(EXIT_MISSING)
 }
 
-fn succeeded(answer: &Answer) -> anyhow::Result<()> {
-    if answer.status.is_success() { Ok(()) } else { bail!("{}", reason(answer.status, &answer.body)) }
+/// The problem document of a failed request (RFC 9457).
+#[derive(serde::Deserialize)]
+struct Problem {
+    detail: String,
+    code: Option<String>,
+    outcome: Option<String>,
 }
 
-/// What a failed answer says: the sentence of its problem document with its code and outcome, else its body.
-fn reason(status: StatusCode, body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Problem {
-        detail: String,
-        code: Option<String>,
-        outcome: Option<String>,
+/// Whether the request was carried out; false says that the key has no value. A 404 that does not say so is not from
+/// a router.
+fn succeeded(answer: &Answer) -> anyhow::Result<bool> {
+    if answer.status.is_success() {
+        return Ok(true);
     }
-    match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => {
-            let tags: Vec<_> =
-                [Some(status.to_string()), problem.code, problem.outcome].into_iter().flatten().collect();
-            format!("{} ({})", problem.detail, tags.join(", "))
-        }
-        Err(_) => format!("the router answered {status}: {}", String::from_utf8_lossy(body).trim()),
+    let Ok(problem) = serde_json::from_slice::<Problem>(&answer.body) else {
+        bail!("the router answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body).trim());
+    };
+    if answer.status == StatusCode::NOT_FOUND && problem.code.as_deref() == Some("key_not_found") {
+        return Ok(false);
     }
+    let tags: Vec<_> = [Some(answer.status.to_string()), problem.code, problem.outcome].into_iter().flatten().collect();
+    bail!("{} ({})", problem.detail, tags.join(", "))
 }
 
 #[cfg(test)]
@@ -129,15 +126,25 @@ mod tests {
     #[test]
     fn failures_are_told_by_their_sentence() {
         for (status, body, told) in [
+            (204, "", Ok(true)),
+            (404, r#"{"detail":"x","code":"key_not_found"}"#, Ok(false)),
             (
-                StatusCode::SERVICE_UNAVAILABLE,
-                r#"{"type":"about:blank","title":"x","status":503,"detail":"the follower is gone","code":"follower_unreachable","outcome":"not_applied"}"#,
-                "the follower is gone (503 Service Unavailable, follower_unreachable, not_applied)",
+                404,
+                r#"{"detail":"there is nothing here","code":"unknown_route"}"#,
+                Err("there is nothing here (404 Not Found, unknown_route)"),
             ),
-            (StatusCode::BAD_REQUEST, r#"{"detail":"no"}"#, "no (400 Bad Request)"),
-            (StatusCode::BAD_GATEWAY, "oops\n", "the router answered 502 Bad Gateway: oops"),
+            (404, "<html>", Err("the router answered 404 Not Found: <html>")),
+            (
+                503,
+                r#"{"type":"about:blank","status":503,"detail":"the follower is gone","code":"follower_unreachable","outcome":"not_applied"}"#,
+                Err("the follower is gone (503 Service Unavailable, follower_unreachable, not_applied)"),
+            ),
+            (400, r#"{"detail":"no"}"#, Err("no (400 Bad Request)")),
+            (502, "oops\n", Err("the router answered 502 Bad Gateway: oops")),
         ] {
-            assert_eq!(reason(status, body.as_bytes()), told);
+            let status = StatusCode::from_u16(status).expect("a status");
+            let answer = Answer { status, body: Bytes::from_static(body.as_bytes()) };
+            assert_eq!(succeeded(&answer).map_err(|e| e.to_string()), told.map_err(str::to_owned));
         }
     }
 }

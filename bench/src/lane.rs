@@ -154,6 +154,8 @@ impl Lane {
                 Err(_) => Some("deadline_exceeded"),
             };
             self.record();
+            // With a node that answers fast enough this lane would go on by itself for long, and the others wait.
+            tokio::task::yield_now().await;
             if let Some(code) = failure {
                 self.pipeline = None;
                 self.shared.recorder().failed(code, self.window.clear());

@@ -1,8 +1,17 @@
 //! Settings of a client.
 
-use crate::{Address, Client, Error, client::Settings, connection::Heartbeat};
+use crate::{Address, Client, Error, connection::Heartbeat};
 use kv_proto::cluster_map::ClusterMap;
 use std::time::Duration;
+
+/// What [`ClientBuilder`] collects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) deadline: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) max_in_flight: usize,
+    pub(crate) heartbeat: Heartbeat,
+}
 
 /// Makes a [`Client`]; from [`Client::builder`].
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use crate::{
     Address, ClientBuilder, Entry, Error, Written,
     answer::Answer,
-    connection::Heartbeat,
+    builder::Settings,
     link::{Link, SharedTable, read, write},
     refresh::Refresher,
     retry::{Decision, REQUEST_BACKOFF, RetryBudget, decide},
@@ -20,21 +20,11 @@ use kv_proto::{
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 use tokio::time::{Instant, sleep};
 
 /// Who answered a request for a key, in errors.
 const LEADER: &str = "the leader of the key's partition";
-
-/// What [`ClientBuilder`] collects.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Settings {
-    pub(crate) deadline: Duration,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) max_in_flight: usize,
-    pub(crate) heartbeat: Heartbeat,
-}
 
 /// A client of one cluster. Cheap to clone; clones share connections, map and retry budget.
 ///
@@ -242,10 +232,7 @@ impl Inner {
                 }
             }
             Error::Rejected(e) if !matches!(e.code, ErrorCode::NotReady | ErrorCode::ShuttingDown) => return false,
-            Error::Rejected(_)
-            | Error::Unreachable { .. }
-            | Error::UnknownNode { .. }
-            | Error::ConnectionLost { .. } => {}
+            Error::Rejected(_) | Error::Unreachable { .. } | Error::ConnectionLost { .. } => {}
             _ => return false,
         }
         let redirected = read(&self.table, |t| t.route(key)).is_ok_and(|now| now.node != route.node);

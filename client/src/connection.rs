@@ -282,23 +282,30 @@ impl Driver {
         }
     }
 
-    /// Sends what callers appended; false when nobody needs the connection any more.
+    /// Sends what callers appended, until there is no more of it or no room; false when nobody needs the connection
+    /// any more.
     fn send(&mut self) -> Result<bool, Cause> {
-        if !self.socket.has_unsent() {
-            let mut state = self.shared.state();
-            if state.released {
-                return Ok(false);
+        loop {
+            if !self.socket.has_unsent() {
+                let mut state = self.shared.state();
+                if state.released {
+                    return Ok(false);
+                }
+                if state.outgoing.is_empty() {
+                    return Ok(true);
+                }
+                std::mem::swap(&mut self.spare, &mut state.outgoing);
+                self.sending_reserved = std::mem::take(&mut state.reserved);
+                drop(state);
+                self.socket.swap_outgoing(&mut self.spare);
             }
-            std::mem::swap(&mut self.spare, &mut state.outgoing);
-            self.sending_reserved = std::mem::take(&mut state.reserved);
-            drop(state);
-            self.socket.swap_outgoing(&mut self.spare);
-        }
-        self.written += self.socket.try_flush()? as u64;
-        if !self.socket.has_unsent() {
+            self.written += self.socket.try_flush()? as u64;
+            if self.socket.has_unsent() {
+                return Ok(true);
+            }
+            // Those who appended meanwhile may have woken nobody: look again.
             self.shared.budget.add_permits(std::mem::take(&mut self.sending_reserved));
         }
-        Ok(true)
     }
 
     /// Reads and hands answers out; false when nothing was there.

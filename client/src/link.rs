@@ -5,7 +5,7 @@
 //! its owners, since it may have been restarted.
 
 use crate::{
-    Address, ConnectOptions, Error, Pipeline, client::Settings, connection::Connection, retry::CONNECT_BACKOFF,
+    Address, ConnectOptions, Error, Pipeline, builder::Settings, connection::Connection, retry::CONNECT_BACKOFF,
     routing_table::RoutingTable,
 };
 use kv_proto::{

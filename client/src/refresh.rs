@@ -6,7 +6,7 @@
 
 use crate::{
     Address, ConnectOptions, Error, Pipeline,
-    client::Settings,
+    builder::Settings,
     link::{SharedTable, read, write},
     routing_table::RoutingTable,
 };

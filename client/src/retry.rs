@@ -2,12 +2,12 @@
 //!
 //! | what failed | what the client does |
 //! |---|---|
-//! | not leader, and the answer or the map names another one | asks there at once |
-//! | not leader, and nobody knows better | waits, asks again, and asks for a newer map meanwhile |
-//! | leader not ready, node shutting down | waits: leadership may be passing to another node |
+//! | not leader, leader not ready, node shutting down | waits, asks again: leadership may be passing to another node |
 //! | connection lost before a write was sent, or under a read | waits, asks again over a new connection |
-//! | connection lost under a write that was sent | never asks again: it could be applied twice |
-//! | no connection, follower unreachable, overloaded | tells the caller at once: it lasts, or asking again makes it worse |
+//! | no connection | tells the caller at once: it was tried, and mostly lasts |
+//! | one of these, and the map names another leader by now | asks there at once |
+//! | connection lost under a write that was sent | tells the caller: again, it could be applied twice |
+//! | follower unreachable, overloaded | tells the caller: it lasts, or asking again makes it worse |
 //! | everything else | tells the caller |
 //!
 //! A request is sent at most [`MAX_ATTEMPTS`] times, within its deadline. Every wait is paid for from a budget that
@@ -91,14 +91,21 @@ pub(crate) fn decide(error: &Error, attempts: u32, redirected: bool) -> Decision
     if attempts >= MAX_ATTEMPTS {
         return Decision::GiveUp;
     }
-    match error {
-        Error::Rejected(e) => match e.code {
-            ErrorCode::NotLeader if redirected => Decision::Redirect,
-            ErrorCode::NotLeader | ErrorCode::NotReady | ErrorCode::ShuttingDown => Decision::Wait,
-            _ => Decision::GiveUp,
-        },
-        Error::ConnectionLost { outcome: Outcome::NotApplied, .. } => Decision::Wait,
-        _ => Decision::GiveUp,
+    let (elsewhere, later) = match error {
+        Error::Rejected(e) => {
+            let passing = matches!(e.code, ErrorCode::NotLeader | ErrorCode::NotReady | ErrorCode::ShuttingDown);
+            (passing, passing)
+        }
+        Error::ConnectionLost { outcome: Outcome::NotApplied, .. } => (true, true),
+        Error::Unreachable { .. } => (true, false),
+        _ => (false, false),
+    };
+    if redirected && elsewhere {
+        Decision::Redirect
+    } else if later {
+        Decision::Wait
+    } else {
+        Decision::GiveUp
     }
 }
 
@@ -133,22 +140,24 @@ mod tests {
     fn decisions() {
         let rejected = |code| Error::from(WireError::new(code, "why"));
         let lost = |outcome| Error::ConnectionLost { node: "n".into(), cause: "x".into(), outcome };
+        let unreachable = || Error::Unreachable { node: "n".into(), cause: "x".into() };
+        // What is done while the leader stays the same, and when the map names another one.
         let cases = [
-            (rejected(ErrorCode::NotLeader), true, Decision::Redirect),
-            (rejected(ErrorCode::NotLeader), false, Decision::Wait),
-            (rejected(ErrorCode::NotReady), false, Decision::Wait),
-            (rejected(ErrorCode::ShuttingDown), false, Decision::Wait),
-            (rejected(ErrorCode::FollowerUnreachable), false, Decision::GiveUp),
-            (rejected(ErrorCode::Overloaded), false, Decision::GiveUp),
-            (rejected(ErrorCode::OutcomeUnknown), false, Decision::GiveUp),
-            (rejected(ErrorCode::KeyEmpty), false, Decision::GiveUp),
-            (lost(Outcome::NotApplied), false, Decision::Wait),
-            (lost(Outcome::Unknown), true, Decision::GiveUp),
-            (Error::Unreachable { node: "n".into(), cause: "x".into() }, false, Decision::GiveUp),
+            (rejected(ErrorCode::NotLeader), Decision::Wait, Decision::Redirect),
+            (rejected(ErrorCode::NotReady), Decision::Wait, Decision::Redirect),
+            (rejected(ErrorCode::ShuttingDown), Decision::Wait, Decision::Redirect),
+            (lost(Outcome::NotApplied), Decision::Wait, Decision::Redirect),
+            (unreachable(), Decision::GiveUp, Decision::Redirect),
+            (lost(Outcome::Unknown), Decision::GiveUp, Decision::GiveUp),
+            (rejected(ErrorCode::FollowerUnreachable), Decision::GiveUp, Decision::GiveUp),
+            (rejected(ErrorCode::Overloaded), Decision::GiveUp, Decision::GiveUp),
+            (rejected(ErrorCode::OutcomeUnknown), Decision::GiveUp, Decision::GiveUp),
+            (rejected(ErrorCode::KeyEmpty), Decision::GiveUp, Decision::GiveUp),
         ];
-        for (error, redirected, decision) in cases {
-            assert_eq!(decide(&error, 1, redirected), decision, "{error:?}");
-            assert_eq!(decide(&error, MAX_ATTEMPTS, redirected), Decision::GiveUp, "{error:?}");
+        for (error, same, other) in cases {
+            assert_eq!(decide(&error, 1, false), same, "{error:?}");
+            assert_eq!(decide(&error, 1, true), other, "{error:?}");
+            assert_eq!(decide(&error, MAX_ATTEMPTS, true), Decision::GiveUp, "{error:?}");
         }
     }
 

@@ -51,21 +51,20 @@ pub(crate) struct Options {
     /// Where the HTTP API listens [default: 127.0.0.1:5000, or a free port with --ports auto]
     #[arg(long, env = "KV_HTTP", value_name = "ADDRESS:PORT")]
     pub(crate) http: Option<SocketAddr>,
-    /// Ports of nodes and controller: `fixed` (leaders 5001.., followers 6001.., third replicas 7001.., controller
-    /// 5100) or `auto` (any that are free)
+    /// How the ports of nodes and controller are chosen
     #[arg(long, env = "KV_PORTS", value_enum, default_value_t = Ports::Fixed)]
     pub(crate) ports: Ports,
     /// Start a process again when it dies; a node that lost its memory then refuses its part and says so
-    #[arg(long, env = "KV_RESTART")]
+    #[arg(long, env = "KV_RESTART", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) restart: bool,
 }
 
 /// How ports are chosen.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ports {
-    /// Always the same.
+    /// Leaders 5001.., followers 6001.., third replicas 7001.., controller 5100
     Fixed,
-    /// Whichever are free.
+    /// Any that are free
     Auto,
 }
 

@@ -112,6 +112,18 @@ fn an_interrupt_stops_everything_and_is_a_success() {
 }
 
 #[test]
+fn a_second_interrupt_kills_what_does_not_stop() {
+    let mut cluster = Cluster::start(&["--shards", "1"]);
+    let processes = cluster.manifest().processes;
+    signal(cluster.process("shard0-follower").pid, Signal::STOP);
+    signal(cluster.supervisor.pid(), Signal::INT);
+    cluster.supervisor.output.wait_for("it is stopping", |l| l.contains("once more kills it").then_some(()));
+    signal(cluster.supervisor.pid(), Signal::INT);
+    assert_eq!(cluster.supervisor.wait().code(), Some(130));
+    assert!(processes.iter().all(|p| !runs(p.pid)), "{processes:?}");
+}
+
+#[test]
 fn nothing_outlives_a_killed_supervisor_and_its_directory_is_free_again() {
     let mut cluster = Cluster::start(&["--shards", "1"]);
     assert_eq!(cluster.put("key", &json!(1)).status, 200);

@@ -3,6 +3,7 @@
 
 mod api;
 mod common;
+mod executors;
 mod failures;
 mod packages;
 mod start;

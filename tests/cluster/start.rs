@@ -47,8 +47,20 @@ fn options_that_cannot_be() {
     ] {
         refused(run(local(dir.path()).args(flags)), words);
     }
+    // A bare `kv` is `kv local`, with what the environment says.
+    refused(run(kv().env("KV_SHARDS", "65").env("KV_DATA_DIR", dir.path())), &["65 shards cannot share 64 partitions"]);
     let (code, _, stderr) = run(local(dir.path()).args(["--replicas", "0"]));
     assert!(code == 2 && stderr.contains("--replicas"), "{stderr}");
+}
+
+#[test]
+fn a_process_that_cannot_start_says_why_and_stops_all() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (code, stdout, stderr) = run(local(dir.path()).args(["--shards", "1"]).env("KV_SUSPECT_AFTER_MS", "1"));
+    assert_eq!(code, 1, "{stdout}{stderr}");
+    assert!(stderr.contains("--suspect-after-ms 1 must be at least"), "the reason of the process: {stderr}");
+    assert!(stderr.contains("the cluster cannot start: shard0-"), "{stderr}");
+    assert!(stdout.contains("router: listening") && !stdout.contains("ready"), "{stdout}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use std::sync::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -77,6 +78,7 @@ struct Seen {
 
 struct Inner {
     open: AtomicUsize,
+    reads: watch::Sender<bool>,
     view: Mutex<NodeView>,
     seen: Mutex<Seen>,
     on_hello: Box<OnHello>,
@@ -126,6 +128,7 @@ impl FakeNode {
         let address = listener.local_addr().expect("bound").to_string();
         let inner = Arc::new(Inner {
             open: AtomicUsize::new(0),
+            reads: watch::Sender::new(true),
             view: Mutex::new(NodeView { map: None, owners: Vec::new() }),
             seen: Mutex::default(),
             on_hello: Box::new(on_hello),
@@ -158,6 +161,11 @@ impl FakeNode {
     /// What was asked, pings and questions for the map left out.
     pub(crate) fn operations(&self) -> Vec<String> {
         self.inner.seen.lock().expect("not poisoned").operations.clone()
+    }
+
+    /// Whether the node reads on.
+    pub(crate) fn read(&self, reads: bool) {
+        self.inner.reads.send_replace(reads);
     }
 
     /// Connections that are open now.
@@ -222,6 +230,7 @@ async fn serve(mut stream: TcpStream, inner: &Inner) {
         if stream.write_all(&out).await.is_err() {
             return;
         }
+        inner.reads.subscribe().wait_for(|reads| *reads).await.expect("the sender lives in inner");
         if !matches!(stream.read_buf(&mut bytes).await, Ok(1..)) {
             return;
         }

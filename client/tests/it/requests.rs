@@ -92,6 +92,54 @@ async fn many_callers_share_one_connection_and_answers_come_in_any_order() {
     .await;
 }
 
+/// What callers append while the socket is full must leave once it is not, though no answer and no other caller wakes
+/// the connection.
+#[tokio::test]
+async fn requests_behind_a_full_socket_leave_when_the_node_reads_on() {
+    bounded(async {
+        const LARGE: usize = 7;
+        let held = Mutex::new(Vec::new());
+        // Answers nothing before it has everything.
+        let node = FakeNode::start("a", move |id, operation| {
+            let mut held = held.lock().expect("not poisoned");
+            if operation.key() == Some(b"first") {
+                return written(id);
+            }
+            held.push(id);
+            if held.len() <= LARGE {
+                return Act::Ignore;
+            }
+            let answers = held.drain(..).map(|id| match written(id) {
+                Act::Send(bytes) => bytes,
+                Act::Ignore | Act::Cut => unreachable!("answers are sent"),
+            });
+            Act::Send(answers.flatten().collect())
+        })
+        .await;
+        let client = client_of(&node).build().expect("valid");
+        client.put(b"first", b"").await.expect("connected");
+        node.read(false);
+        let settle = || async {
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let put = |value: Vec<u8>| {
+            let client = client.clone();
+            tokio::spawn(async move { client.put(b"k", &value).await })
+        };
+        let mut callers: Vec<_> = (0..LARGE).map(|_| put(vec![7; 1024 * 1024])).collect();
+        settle().await;
+        callers.push(put(vec![7]));
+        settle().await;
+        node.read(true);
+        for caller in callers {
+            caller.await.expect("no panic").expect("written");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_redirect_is_followed_and_remembered() {
     bounded(async {

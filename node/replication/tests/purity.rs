@@ -3,9 +3,27 @@
 use std::{fs, path::Path};
 
 const BANNED: &[&str] = &[
-    "async ", ".await", "std::fs", "std::net", "std::io", "std::thread", "std::env", "std::process", "SystemTime",
-    "Instant::now", "std::time::Instant", "tokio", "glommio", "rand::", "getrandom", "Mutex", "RefCell", "unsafe",
-    "println!", "HashMap", "HashSet",
+    "async ",
+    ".await",
+    "std::fs",
+    "std::net",
+    "std::io",
+    "std::thread",
+    "std::env",
+    "std::process",
+    "SystemTime",
+    "Instant::now",
+    "std::time::Instant",
+    "tokio",
+    "glommio",
+    "rand::",
+    "getrandom",
+    "Mutex",
+    "RefCell",
+    "unsafe",
+    "println!",
+    "HashMap",
+    "HashSet",
 ];
 
 fn check(folder: &Path, found: &mut Vec<String>) {

@@ -46,7 +46,8 @@ fn position(at: Position) -> String {
 fn letter((epoch, body): &Letter) -> String {
     let body = match body {
         PeerBody::Prepare { previous, committed, records } => {
-            let records: Vec<_> = records.iter().map(|r| format!("{}={}", position(r.position), text(&r.payload))).collect();
+            let records: Vec<_> =
+                records.iter().map(|r| format!("{}={}", position(r.position), text(&r.payload))).collect();
             format!("Prepare after {} committed {committed} [{}]", position(*previous), records.join(" "))
         }
         PeerBody::Beacon { committed } => format!("Beacon committed {committed}"),
@@ -87,7 +88,9 @@ impl Script {
         let epoch = self.replicas[&node].configuration().epoch;
         for action in actions {
             match action {
-                Action::Append(record) => writeln!(out, "{node} appends {}={}", position(record.position), text(&record.payload))?,
+                Action::Append(record) => {
+                    writeln!(out, "{node} appends {}={}", position(record.position), text(&record.payload))?
+                }
                 Action::Apply(record) => {
                     writeln!(out, "{node} applies {}={}", position(record.position), text(&record.payload))?;
                     self.applied.entry(node).or_default().push(text(&record.payload));

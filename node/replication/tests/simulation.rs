@@ -43,8 +43,7 @@ impl Simulation {
             in_sync: nodes[1..].iter().map(member).collect(),
         };
         let options = Options { max_pending_records: 8, ..Options::default() };
-        let replica =
-            |node| Replica::new(PartitionId(0), member(node), configuration.clone(), options, Instant64(0));
+        let replica = |node| Replica::new(PartitionId(0), member(node), configuration.clone(), options, Instant64(0));
         Simulation {
             random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             now: Instant64(0),
@@ -86,7 +85,10 @@ impl Simulation {
                         self.acknowledged.insert(token.0, lsn);
                         // Flushed at every member, or the acknowledgement was a lie.
                         let at = self.applied[0].len() as u64;
-                        assert!(self.replicas.iter().all(|r| r.flushed().0 >= at), "acknowledged before it was everywhere");
+                        assert!(
+                            self.replicas.iter().all(|r| r.flushed().0 >= at),
+                            "acknowledged before it was everywhere"
+                        );
                     }
                     Outcome::Refused(_) => {
                         self.proposed.remove(&token.0);
@@ -234,7 +236,9 @@ fn nothing_acknowledged_is_lost_whatever_breaks() {
     };
     for seed in seeds {
         if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
-            eprintln!("failed with seed {seed}; replay it by KV_SIM_SEED={seed} cargo test -p kv-replication --test simulation");
+            eprintln!(
+                "failed with seed {seed}; replay it by KV_SIM_SEED={seed} cargo test -p kv-replication --test simulation"
+            );
             std::panic::resume_unwind(panic);
         }
     }

@@ -156,7 +156,7 @@ impl Connection<'_> {
 
     async fn flush(&mut self) -> io::Result<()> {
         if !self.output.is_empty() {
-            within(self.settings.write_timeout, "nothing was taken", self.stream.write_all(&self.output)).await?;
+            within(self.settings.idle_timeout, "nothing was taken", self.stream.write_all(&self.output)).await?;
             self.output.clear();
             self.output.shrink_to(READ_BYTES);
         }

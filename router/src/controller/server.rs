@@ -23,21 +23,13 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// How long a stranger may take to say hello.
     pub(crate) hello_timeout: Duration,
-    /// How long a node may say nothing, not even ping.
+    /// How long a node may say nothing, not even ping; and how long it may take to read what it was sent.
     pub(crate) idle_timeout: Duration,
-    /// How long a node may take to read what it was sent.
-    pub(crate) write_timeout: Duration,
 }
 
 impl Settings {
     pub(crate) fn new(router: NodeId, limits: Limits) -> Self {
-        Settings {
-            router,
-            limits,
-            hello_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
-            write_timeout: Duration::from_secs(10),
-        }
+        Settings { router, limits, hello_timeout: Duration::from_secs(5), idle_timeout: Duration::from_secs(60) }
     }
 }
 

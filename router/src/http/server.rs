@@ -107,6 +107,7 @@ async fn serve_connection(stream: TcpStream, api: Api, patience: Patience, mut s
         .header_read_timeout(None)
         .max_header_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
+        // hyper's `pipeline_flush` stays off: it keeps back the last answer while unread bytes of the request remain.
         // Whoever closes its half after the request, as `nc -N` does, still gets the answer.
         .half_close(true)
         .serve_connection(stream, service);

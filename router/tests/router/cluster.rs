@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     sync::oneshot,
     task::JoinHandle,
     time::timeout,
@@ -143,7 +143,18 @@ pub(crate) enum Received {
 impl NodeConnection {
     pub(crate) async fn connect(router: &Running) -> NodeConnection {
         let stream = TcpStream::connect(router.controller).await.expect("a connection");
-        NodeConnection { stream, input: Vec::new(), decoder: Decoder::new(16 * 1024 * 1024), next_id: 1 }
+        NodeConnection { stream, input: Vec::new(), decoder: decoder(), next_id: 1 }
+    }
+
+    /// Connects with a small receive buffer, and says hello.
+    pub(crate) async fn open_slow(router: &Running) -> NodeConnection {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(64 * 1024).expect("a small buffer");
+        let stream = socket.connect(router.controller).await.expect("a connection");
+        let mut connection = NodeConnection { stream, input: Vec::new(), decoder: decoder(), next_id: 1 };
+        connection.hello(None, Caller::Node).await;
+        assert!(matches!(connection.receive().await, Received::Welcome(_)));
+        connection
     }
 
     /// Connects and says hello.
@@ -214,4 +225,8 @@ impl NodeConnection {
             }
         }
     }
+}
+
+fn decoder() -> Decoder {
+    Decoder::new(16 * 1024 * 1024)
 }
