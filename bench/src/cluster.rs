@@ -3,7 +3,7 @@
 use crate::plan::Owners;
 use anyhow::{Context, bail};
 use kv_client::{Address, ConnectOptions, Pipeline};
-use kv_proto::{cluster_map::ClusterMap, ids::NodeId, limits::Limits};
+use kv_proto::{cluster_map::ClusterMap, ids::NodeId, limits::Limits, response::NodeView};
 use std::{collections::BTreeSet, time::Duration};
 use tokio::time::timeout;
 
@@ -19,8 +19,7 @@ pub(crate) struct Cluster {
 
 /// Asks `seed` for the map, and every leader in it for its owners; checks that all take values of `value_bytes`.
 pub(crate) async fn ask(seed: &Address, value_bytes: u32) -> anyhow::Result<Cluster> {
-    let (map, _, _) = view(seed, value_bytes).await?;
-    let Some(map) = map else {
+    let Some(map) = view(seed, value_bytes).await?.1.map else {
         bail!("{seed} does not know the cluster yet: its controller has told it no map; check that the router runs");
     };
     if map.partitions.is_empty() {
@@ -31,19 +30,17 @@ pub(crate) async fn ask(seed: &Address, value_bytes: u32) -> anyhow::Result<Clus
     for leader in leaders {
         let address = map.node(leader).with_context(|| format!("{leader} leads, but is not in the map's nodes"))?;
         let address = address.address.parse().with_context(|| format!("the map's address of {leader}"))?;
-        let (_, told, node) = view(&address, value_bytes).await?;
+        let (node, view) = view(&address, value_bytes).await?;
         if node != leader {
             bail!("{address} should be {leader}, but says that it is {node}; the cluster map is old");
         }
-        owners.insert(leader, told);
+        owners.insert(leader, view.owners.into_iter().collect());
     }
     Ok(Cluster { map, owners })
 }
 
-type View =
-    (Option<ClusterMap>, std::collections::HashMap<kv_proto::ids::PartitionId, kv_proto::ids::ExecutorIndex>, NodeId);
-
-async fn view(address: &Address, value_bytes: u32) -> anyhow::Result<View> {
+/// Who listens at `address`, and what it knows.
+async fn view(address: &Address, value_bytes: u32) -> anyhow::Result<(NodeId, NodeView)> {
     let options = ConnectOptions { timeout: PATIENCE, ..ConnectOptions::default() };
     let mut pipeline = Pipeline::connect(address, &options).await?;
     let Limits { max_value_bytes } = pipeline.welcome().limits;
@@ -52,5 +49,5 @@ async fn view(address: &Address, value_bytes: u32) -> anyhow::Result<View> {
     }
     let silent = || format!("{address} does not say what it knows of the cluster");
     let view = timeout(PATIENCE, pipeline.node_view()).await.with_context(silent)??;
-    Ok((view.map, view.owners.into_iter().collect(), pipeline.welcome().node))
+    Ok((pipeline.welcome().node, view))
 }

@@ -5,16 +5,19 @@
 //! its owners, since it may have been restarted.
 
 use crate::{
-    Address, ConnectOptions, Error, Pipeline, builder::Settings, connection::Connection, retry::CONNECT_BACKOFF,
-    routing_table::RoutingTable,
+    Address, ConnectOptions, Error, Pipeline, answer::Answer, builder::Settings, connection::Connection,
+    retry::CONNECT_BACKOFF, routing_table::RoutingTable,
 };
 use kv_proto::{
     error_code::Outcome,
     ids::{ExecutorIndex, NodeId},
     request::Operation,
+    response::NodeView,
 };
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
 use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
@@ -43,7 +46,7 @@ pub(crate) struct Link {
     table: SharedTable,
     settings: Settings,
     state: watch::Sender<State>,
-    owners_asked: watch::Sender<Option<Instant>>,
+    owners_asked: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -63,8 +66,8 @@ enum State {
 
 impl Link {
     pub(crate) fn new(node: NodeId, executor: ExecutorIndex, table: SharedTable, settings: Settings) -> Arc<Link> {
-        let (state, owners_asked) = (watch::Sender::new(State::New), watch::Sender::new(None));
-        Arc::new(Link { node, executor, table, settings, state, owners_asked })
+        let state = watch::Sender::new(State::New);
+        Arc::new(Link { node, executor, table, settings, state, owners_asked: Mutex::default() })
     }
 
     /// The connection; made if there is none. Waits for it until `deadline`.
@@ -90,20 +93,20 @@ impl Link {
     /// Asks the node again who owns what, if it was not asked just now: the table lacks the owner of a partition
     /// that the node leads.
     pub(crate) fn maybe_ask_for_owners(self: &Arc<Self>, connection: &Arc<Connection>) {
-        let now = Instant::now();
-        let due = self.owners_asked.send_if_modified(|asked| {
+        let due = {
+            let (now, mut asked) = (Instant::now(), self.owners_asked());
             let due = asked.is_none_or(|at| now >= at + OWNERS_PAUSE);
             if due {
                 *asked = Some(now);
             }
             due
-        });
+        };
         if due {
             let (link, connection) = (Arc::clone(self), Arc::clone(connection));
             tokio::spawn(async move {
                 let deadline = Instant::now() + link.settings.connect_timeout;
                 match connection.call(Operation::Map, deadline).await {
-                    Ok(crate::answer::Answer::Map(view)) => link.merge(*view),
+                    Ok(Answer::Map(view)) => link.merge(*view),
                     other => tracing::debug!(node = %link.node, ?other, "the node did not tell its map"),
                 }
             });
@@ -168,12 +171,16 @@ impl Link {
             Ok(pipeline)
         };
         let pipeline = timeout(2 * limit, greeted).await.map_err(silent)??;
-        self.owners_asked.send_replace(Some(Instant::now()));
+        *self.owners_asked() = Some(Instant::now());
         let (socket, welcome) = pipeline.into_socket();
         Ok(Connection::start(socket, welcome, self.settings.max_in_flight, self.settings.heartbeat))
     }
 
-    fn merge(&self, view: kv_proto::response::NodeView) {
+    fn owners_asked(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.owners_asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn merge(&self, view: NodeView) {
         if let Err(e) = write(&self.table, |t| t.merge_view(self.node, view)) {
             tracing::warn!(node = %self.node, "{e}");
         }

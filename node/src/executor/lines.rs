@@ -8,8 +8,9 @@
 //!
 //! # Invariants
 //! * A connection whose peer does not read is not read from once its output passes [`MAX_OUTPUT_BYTES`] (and one
-//!   answer); all connections together are held to [`MAX_ALL_OUTPUT_BYTES`] likewise. What is received and cannot be
-//!   run yet is held to [`MAX_ALL_KEPT_BYTES`].
+//!   answer), and is closed when nothing of it could be sent for [`SEND_TIMEOUT`]. While all connections together
+//!   pass [`MAX_ALL_OUTPUT_BYTES`], requests are answered by a short refusal. What is received and cannot be run yet
+//!   is held to [`MAX_ALL_KEPT_BYTES`].
 //! * An idle connection holds no buffer.
 //! * Every connection that has output is active, or has a task that drains it.
 
@@ -39,7 +40,7 @@ use std::{os::fd::OwnedFd, sync::atomic::Ordering, time::Duration};
 
 /// Output of one connection beyond which it is not read from, in bytes.
 const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// Output of all connections of an executor beyond which none that has some is read from, in bytes.
+/// Output of all connections of an executor beyond which reads are refused, in bytes.
 const MAX_ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 /// Unfinished messages of all connections of an executor beyond which a client that has one is turned away, in bytes.
 const MAX_ALL_KEPT_BYTES: usize = 256 * 1024 * 1024;
@@ -48,6 +49,8 @@ const READ_BYTES: usize = 256 * 1024;
 /// How long a stranger may take for its hello, and a closing connection for reading what it is told.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection may have output of which nothing can be sent.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a peer or the controller may be silent, who speak every beacon interval or ping.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A socket that was readable again so soon after it was armed should have been scanned on.
@@ -82,6 +85,8 @@ pub(super) struct Line {
     draining: bool,
     passes_in_vain: u32,
     heard: Instant64,
+    /// When something of its output was last sent, or there was none.
+    sent_at: Instant64,
     /// Since when it is only to read what it was told.
     closing: Option<Instant64>,
 }
@@ -125,6 +130,11 @@ impl Default for Lines {
 impl Lines {
     pub(super) fn all_sent(&self) -> bool {
         self.all.values().all(|l| l.unsent() == 0)
+    }
+
+    /// Whether slow readers hold so much that nothing large may be answered.
+    pub(super) fn output_is_full(&self) -> bool {
+        self.output_bytes > MAX_ALL_OUTPUT_BYTES
     }
 
     pub(super) fn has_active(&self) -> bool {
@@ -173,6 +183,7 @@ impl Executor {
             socket.shut_down();
             return None;
         }
+        let now = clock::now();
         let key = self.lines.all.insert(Line {
             socket,
             connection: Some(Connection::new(role, self.shared.settings.limits)),
@@ -186,7 +197,8 @@ impl Executor {
             armed: None,
             draining: false,
             passes_in_vain: 0,
-            heard: clock::now(),
+            heard: now,
+            sent_at: now,
             closing: None,
         });
         self.run_received(key, received);
@@ -224,10 +236,8 @@ impl Executor {
 
     /// Reads a connection once. Says whether it stays active.
     fn read_line(&mut self, key: LineKey) -> bool {
-        let all_output = self.lines.output_bytes;
         let Some(line) = self.lines.all.get_mut(key) else { return false };
-        let unsent = line.unsent();
-        if unsent > MAX_OUTPUT_BYTES || (unsent > 0 && all_output > MAX_ALL_OUTPUT_BYTES) {
+        if line.unsent() > MAX_OUTPUT_BYTES {
             return self.passed_in_vain(key);
         }
         let mut scratch = std::mem::take(&mut self.lines.scratch);
@@ -457,6 +467,7 @@ impl Executor {
                 }
             } else {
                 line.draining = true;
+                line.sent_at = clock::now();
                 self.spawn_drain(key);
             }
         }
@@ -467,6 +478,7 @@ impl Executor {
         let line = self.lines.all.get_mut(key)?;
         self.lines.output_bytes -= line.taken;
         line.taken = 0;
+        line.sent_at = clock::now();
         if line.sent == line.outbox.len() {
             line.draining = false;
             line.sent = 0;
@@ -511,6 +523,9 @@ impl Executor {
     pub(super) fn close_silent_lines(&mut self, now: Instant64) {
         let idle = self.shared.settings.idle_timeout;
         let silent = |line: &Line| {
+            if line.draining && now.since(line.sent_at) > SEND_TIMEOUT {
+                return true;
+            }
             let limit = match line.role() {
                 _ if line.closing.is_some() => return now.since(line.closing.unwrap_or(now)) > CLOSE_TIMEOUT,
                 Role::Stranger => HELLO_TIMEOUT,

@@ -80,6 +80,10 @@ impl Executor {
         let answer = match request.operation {
             _ if self.draining => Some(error(ErrorCode::ShuttingDown, "the node is stopping")),
             Operation::Ping => Some(Response::Pong),
+            _ if self.lines.output_is_full() => Some(error(
+                ErrorCode::Overloaded,
+                "too many answers of this node wait for clients that do not read them",
+            )),
             Operation::Map => Some(Response::Map(self.node_view())),
             Operation::Stats => {
                 self.collect_stats(origin);
