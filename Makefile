@@ -24,8 +24,8 @@ lint: ## Clippy, warnings are errors
 test: ## All tests: units, golden bytes, properties, whole clusters
 	cargo test --workspace
 
-doc: ## The API documentation, warnings are errors
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+doc: ## The documentation of all modules, private ones too; warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 deny: ## Licences, sources and bans of all dependencies
 	cargo deny --offline check bans licenses sources

@@ -46,6 +46,9 @@ pub(crate) struct Cli {
     /// What is logged to stderr: off, error, warn, info, debug, trace, or per module as in `info,kv_node=debug`
     #[arg(long, global = true, env = "KV_LOG", value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: String,
+    /// End when the process with this id is no longer the parent
+    #[arg(long, global = true, hide = true, value_name = "PID")]
+    pub(crate) supervisor_pid: Option<i32>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -8,6 +8,7 @@ mod http;
 mod local;
 mod logging;
 mod output;
+mod process;
 mod status;
 
 use cli::{Cli, Command};
@@ -42,10 +43,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         // The supervisor's children die with the thread that made them, so it has but one, this one.
         Command::Local(options) => on_this_thread(local::run(options, &cli.log_level)),
         Command::Node(options) => {
+            process::prepare(cli.supervisor_pid)?;
             kv_node::run(options)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Router(options) => {
+            process::prepare(cli.supervisor_pid)?;
             tokio::runtime::Runtime::new()?.block_on(kv_router::run(options))?;
             Ok(ExitCode::SUCCESS)
         }

@@ -83,12 +83,10 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// # Errors
 /// When the node cannot start, in a sentence that names cause and cure.
 pub fn run(options: NodeOptions) -> Result<(), Error> {
-    process::die_with(options.supervisor_pid).map_err(io_error("follow the supervisor"))?;
     fatal::abort_on_panic();
     let executors = usize::from(options.cores);
     probe::require(executors)?;
     let cpus = options.pin.plan(executors, &process::allowed_cpus()).map_err(Error::Options)?;
-    process::raise_open_files();
     let listener =
         process::listen(options.listen).map_err(|source| Error::Listen { address: options.listen, source })?;
     let bound = listener.local_addr().map_err(io_error("ask for the own address"))?;

@@ -65,10 +65,6 @@ pub struct NodeOptions {
     /// learns how often it pays, up to this. 0 suits a machine that many processes share.
     #[arg(long, env = "KV_SCAN_PASSES", default_value_t = 64)]
     pub scan_passes: u32,
-
-    /// Process whose death ends this one.
-    #[arg(long, hide = true)]
-    pub supervisor_pid: Option<i32>,
 }
 
 /// What a node is by preference.

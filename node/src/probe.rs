@@ -2,7 +2,7 @@
 //!
 //! glommio reports a ring that cannot be made as a panic with a misleading text, after the executor was started.
 //! So the node looks first, by the very system call that would fail, and maps each cause to a sentence with its cure.
-//! [`Machine::look`] is all that asks the system; [`findings`] is a pure judgement of what it saw.
+//! `Machine::look` is all that asks the system; `findings` is a pure judgement of what it saw.
 //!
 //! # Invariants
 //! * Looking changes nothing: the one ring that is made is closed again.

@@ -1,6 +1,5 @@
 //! What a node asks of the operating system, beside sockets and rings.
 
-use rustix::process::{Pid, Resource, Rlimit, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -16,31 +15,11 @@ use std::{
 /// Connections that the kernel keeps for the node until it accepts them.
 const BACKLOG: i32 = 4096;
 
-/// Has the kernel end this process when its supervisor dies, however it dies.
-pub(crate) fn die_with(supervisor: Option<i32>) -> io::Result<()> {
-    let Some(supervisor) = supervisor else { return Ok(()) };
-    set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    // It may have died before the kernel was asked.
-    if getppid().map(Pid::as_raw_nonzero).map(Into::into) != Some(supervisor) {
-        return Err(io::Error::other(format!("process {supervisor} is not this one's parent, or is gone")));
-    }
-    Ok(())
-}
-
 /// The CPUs that this process may use.
 pub(crate) fn allowed_cpus() -> Vec<usize> {
     match rustix::thread::sched_getaffinity(None) {
         Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),
         Err(_) => vec![0],
-    }
-}
-
-/// Lets the process open as many files as it is allowed to.
-pub(crate) fn raise_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 

@@ -46,12 +46,6 @@ const BACKLOG: u32 = 4096;
 /// Why a router ends other than by being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The supervisor is gone.
-    #[error("the supervising process {pid} is gone")]
-    SupervisorGone {
-        /// Its process id.
-        pid: i32,
-    },
     /// The cluster map cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -89,12 +83,7 @@ pub enum Error {
 /// When it cannot start, or cannot go on.
 pub async fn run(options: RouterOptions) -> Result<(), Error> {
     let system = |what| move |source| Error::System { what, source };
-    if let Some(pid) = options.supervisor_pid
-        && !process::follow_supervisor(pid).map_err(system("follow the supervisor"))?
-    {
-        return Err(Error::SupervisorGone { pid });
-    }
-    let files = process::raise_open_files();
+    let files = process::open_files();
     if files.is_some_and(|files| files < u64::from(options.max_connections) + 200) {
         tracing::warn!(
             ?files,

@@ -58,10 +58,6 @@ pub struct RouterOptions {
     /// Refuse GET on /delete, which a link or a crawler can follow by accident
     #[arg(long, env = "KV_NO_GET_DELETE", value_parser = FalseyValueParser::new(), num_args = 0, action = clap::ArgAction::SetTrue)]
     pub no_get_delete: bool,
-
-    /// End when the process with this id is no longer the parent
-    #[arg(long, env = "KV_SUPERVISOR_PID", hide = true, value_name = "PID")]
-    pub supervisor_pid: Option<i32>,
 }
 
 impl RouterOptions {

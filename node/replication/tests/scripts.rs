@@ -89,7 +89,7 @@ impl Script {
         for action in actions {
             match action {
                 Action::Append(record) => {
-                    writeln!(out, "{node} appends {}={}", position(record.position), text(&record.payload))?
+                    writeln!(out, "{node} appends {}={}", position(record.position), text(&record.payload))?;
                 }
                 Action::Apply(record) => {
                     writeln!(out, "{node} applies {}={}", position(record.position), text(&record.payload))?;
