@@ -8,6 +8,9 @@
 //! * No HTTP, and no decision about replication: that is the core's.
 //! * A panic anywhere, or an executor that hangs, ends the process (see `fatal`).
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 mod clock;
 mod executor;
 mod fatal;

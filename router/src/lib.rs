@@ -19,6 +19,8 @@ mod http;
 mod options;
 mod process;
 
+#[cfg(fuzzing)]
+pub use http::fuzzing;
 pub use options::RouterOptions;
 
 use controller::{

@@ -22,6 +22,8 @@ use kv_proto::{
 };
 use std::{cell::RefCell, rc::Weak, sync::Arc, time::Duration};
 
+/// Failed attempts in a row that are worth a warning: a controller that comes back at once is none.
+const WORTH_A_WARNING: u32 = 5;
 /// How long a node that was refused waits before it asks again: a person has to do something first.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
@@ -36,7 +38,7 @@ pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<S
         address: settings.advertised.clone(),
         executors: shared.mail.len() as u16,
     };
-    let (mut backoff, mut told) = (Backoff::default(), String::new());
+    let (mut backoff, mut failures, mut told) = (Backoff::default(), 0, String::new());
     loop {
         let Some((cluster, lost)) =
             with(&this, |executor| (executor.view.as_ref().map(|v| v.map.cluster), executor.wakes.controller.clone()))
@@ -47,30 +49,27 @@ pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<S
         match register(&settings.controller, &hello, &ToController::Register { cluster, node: node.clone() }).await {
             Ok((socket, received)) => {
                 tracing::info!(controller = settings.controller, "registered with the controller");
-                (backoff, told) = (Backoff::default(), String::new());
+                (backoff, failures, told) = (Backoff::default(), 0, String::new());
                 with(&this, |executor| executor.handle_registered(socket, &received));
                 lost.wait().await;
-                tracing::warn!(
+                tracing::info!(
                     controller = settings.controller,
                     "the connection to the controller is lost; going on with the map known so far"
                 );
             }
             Err(error) => {
-                let text = error.to_string();
-                if text != told {
-                    match error {
-                        CallError::Refused(_) => tracing::error!(
-                            controller = settings.controller,
-                            "the controller refuses this node: {text}"
-                        ),
-                        _ => tracing::warn!(
-                            controller = settings.controller,
-                            "cannot register with the controller, trying on: {text}"
-                        ),
+                let (text, refused) = (error.to_string(), matches!(error, CallError::Refused(_)));
+                failures += 1;
+                if text != told && (refused || failures >= WORTH_A_WARNING) {
+                    let controller = &settings.controller;
+                    if refused {
+                        tracing::error!(controller, "the controller refuses this node: {text}");
+                    } else {
+                        tracing::warn!(controller, "cannot register with the controller, trying on: {text}");
                     }
                     told = text;
                 }
-                sleep(if matches!(error, CallError::Refused(_)) { REFUSED_PAUSE } else { backoff.next() }).await;
+                sleep(if refused { REFUSED_PAUSE } else { backoff.next() }).await;
             }
         }
     }

@@ -17,7 +17,7 @@
 
 use super::{
     config_store::{CasError, ConfigStore},
-    server::{Settings, within},
+    server::{Present, PresentNode, Settings, within},
 };
 use kv_proto::{
     cluster_map::Node,
@@ -75,11 +75,20 @@ fn refused(code: ErrorCode, message: impl Into<String>) -> End {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(stream: TcpStream, store: ConfigStore, settings: &Settings) {
+pub(super) async fn serve(stream: TcpStream, store: ConfigStore, settings: &Settings, present: Arc<Present>) {
     let maps = store.watch();
     let decoder = Decoder::new(MAX_HELLO_BYTES);
-    let mut connection =
-        Connection { stream, store, settings, decoder, input: Vec::new(), output: Vec::new(), state: State::New, maps };
+    let mut connection = Connection {
+        stream,
+        store,
+        settings,
+        present,
+        decoder,
+        input: Vec::new(),
+        output: Vec::new(),
+        state: State::New,
+        maps,
+    };
     let Err(end) = connection.run().await;
     let name = connection.name();
     match end {
@@ -106,13 +115,18 @@ enum State {
     New,
     /// Said hello.
     Welcome,
-    Registered(Box<Node>),
+    Registered {
+        node: Box<Node>,
+        /// Keeps another process from taking the name.
+        _place: PresentNode,
+    },
 }
 
 struct Connection<'a> {
     stream: TcpStream,
     store: ConfigStore,
     settings: &'a Settings,
+    present: Arc<Present>,
     decoder: Decoder,
     /// Received, not decoded yet: less than one frame and one read.
     input: Vec<u8>,
@@ -125,7 +139,7 @@ struct Connection<'a> {
 impl Connection<'_> {
     fn name(&self) -> &str {
         match &self.state {
-            State::Registered(node) => node.id.as_str(),
+            State::Registered { node, .. } => node.id.as_str(),
             State::New | State::Welcome => "unknown",
         }
     }
@@ -134,11 +148,11 @@ impl Connection<'_> {
         loop {
             let patience = match self.state {
                 State::New => self.settings.hello_timeout,
-                State::Welcome | State::Registered(_) => self.settings.idle_timeout,
+                State::Welcome | State::Registered { .. } => self.settings.idle_timeout,
             };
             self.input.reserve(READ_BYTES);
             tokio::select! {
-                changed = self.maps.changed(), if matches!(self.state, State::Registered(_)) => {
+                changed = self.maps.changed(), if matches!(self.state, State::Registered { .. }) => {
                     if changed.is_ok() {
                         self.push_map();
                     }
@@ -175,7 +189,7 @@ impl Connection<'_> {
                     let hello = codec::decode(message.body);
                     self.handle_hello(id, hello.map_err(|e| refused(ErrorCode::BadFrame, e.to_string()))?)?;
                 }
-                (State::Welcome | State::Registered(_), Kind::ToController) => {
+                (State::Welcome | State::Registered { .. }, Kind::ToController) => {
                     let message = codec::decode(message.body);
                     self.handle(id, message.map_err(|e| refused(ErrorCode::Malformed, e.to_string()))?).await?;
                 }
@@ -223,10 +237,19 @@ impl Connection<'_> {
         match message {
             ToController::Ping => self.answer(id, &FromController::Pong),
             ToController::Register { cluster, node } => {
+                let Some(place) = self.present.enter(node.id, node.disk) else {
+                    let why = format!(
+                        "another process is registered as {}: give this one another --id, or stop that one first",
+                        node.id
+                    );
+                    tracing::warn!(node = %node.id, address = node.address, "a node of the same name is here already");
+                    self.answer(id, &FromController::Refused(why));
+                    return Ok(());
+                };
                 match self.store.cas(Command::Register { cluster, node: node.clone() }).await {
                     Ok(_) => {
                         tracing::info!(node = %node.id, address = node.address, shard = %node.shard, "a node registered");
-                        self.state = State::Registered(Box::new(node));
+                        self.state = State::Registered { node: Box::new(node), _place: place };
                         self.answer(id, &FromController::Registered { cluster: self.store.get().map.cluster });
                         self.push_map();
                     }
@@ -247,7 +270,7 @@ impl Connection<'_> {
 
     /// Carries out what may be; a proposal in a stranger's name is refused before it reaches the store.
     async fn decide(&self, proposals: Vec<Proposal>) -> Result<Vec<Option<String>>, End> {
-        let State::Registered(node) = &self.state else {
+        let State::Registered { node, .. } = &self.state else {
             return Err(refused(ErrorCode::BadFrame, "a node registers before it proposes"));
         };
         let own = Member { node: node.id, disk: node.disk };

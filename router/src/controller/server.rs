@@ -5,10 +5,16 @@ use kv_proto::{
     codec,
     error_code::{ErrorCode, WireError},
     frame::{Kind, append_message},
-    ids::NodeId,
+    ids::{DiskId, NodeId},
     limits::Limits,
 };
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::Semaphore, sync::watch, task::JoinSet};
 
 /// Most connections at a time; a node needs one.
@@ -29,7 +35,48 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn new(router: NodeId, limits: Limits) -> Self {
-        Settings { router, limits, hello_timeout: Duration::from_secs(5), idle_timeout: Duration::from_secs(60) }
+        Settings { router, limits, hello_timeout: Duration::from_secs(5), idle_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// The nodes that have a connection now, with the disks that they registered and how many connections they have: two
+/// processes of one name would take turns in the map.
+#[derive(Debug, Default)]
+pub(crate) struct Present(Mutex<HashMap<NodeId, (DiskId, usize)>>);
+
+impl Present {
+    fn nodes(&self) -> MutexGuard<'_, HashMap<NodeId, (DiskId, usize)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a node's place for as long as the returned guard lives; `None` while a process with another disk has it.
+    pub(crate) fn enter(self: &Arc<Self>, node: NodeId, disk: DiskId) -> Option<PresentNode> {
+        let mut nodes = self.nodes();
+        let (present, connections) = nodes.entry(node).or_insert((disk, 0));
+        if *present != disk {
+            return None;
+        }
+        *connections += 1;
+        Some(PresentNode { all: Arc::clone(self), node })
+    }
+}
+
+/// Keeps a node's place.
+#[derive(Debug)]
+pub(crate) struct PresentNode {
+    all: Arc<Present>,
+    node: NodeId,
+}
+
+impl Drop for PresentNode {
+    fn drop(&mut self) {
+        let mut nodes = self.all.nodes();
+        if let Some((_, connections)) = nodes.get_mut(&self.node) {
+            *connections -= 1;
+            if *connections == 0 {
+                nodes.remove(&self.node);
+            }
+        }
     }
 }
 
@@ -41,6 +88,7 @@ pub(crate) async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let settings = Arc::new(settings);
+    let present = Arc::new(Present::default());
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -59,10 +107,10 @@ pub(crate) async fn serve(
         let _ = stream.set_nodelay(true);
         match places.clone().try_acquire_owned() {
             Ok(place) => {
-                let (store, settings) = (store.clone(), settings.clone());
+                let (store, settings, present) = (store.clone(), settings.clone(), present.clone());
                 connections.spawn(async move {
                     let _place = place;
-                    connection::serve(stream, store, &settings).await;
+                    connection::serve(stream, store, &settings, present).await;
                 });
             }
             Err(_) => {

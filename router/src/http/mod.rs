@@ -20,6 +20,8 @@ mod conditions;
 mod documented;
 mod error;
 mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod json_body;
 mod query;
 mod raw;
