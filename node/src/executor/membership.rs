@@ -87,8 +87,9 @@ impl Executor {
         match message {
             FromController::Map(map) => {
                 let (before, shared) = (self.view.clone(), self.shared.clone());
-                if before.as_ref().is_some_and(|v| v.map.cluster != map.cluster || v.map.version > map.version) {
-                    tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, or an older one");
+                if map.partitions.is_empty()
+                    || before.as_ref().is_some_and(|v| v.map.cluster != map.cluster || v.map.version > map.version) {
+                    tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, an older one, or one without partitions");
                     return;
                 }
                 let view = Arc::new(View::new(map, before.as_deref(), shared.me.node, shared.mail.len()));

@@ -35,8 +35,8 @@ pub(super) fn take_prepare(tail: &mut Tail, previous: Position, records: Vec<Rec
         if record.position.lsn <= tail.base().lsn || here == Some(record.position) {
             continue;
         }
-        if here.is_some() {
-            // Another record stands there, of an epoch that this one replaces: to cut it takes the leader's word.
+        if here.is_some() || record.position.epoch < tail.last().epoch {
+            // Another record stands there or before, which does not go with this one.
             return Taken::Gap;
         }
         out.push(Action::Append(record.clone()));

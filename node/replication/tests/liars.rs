@@ -1,0 +1,130 @@
+//! Whatever a peer says, in whatever order, a replica neither panics nor lets go of what is committed.
+
+use kv_proto::{
+    cluster_map::Configuration,
+    ids::{DiskId, Epoch, HistoryId, Lsn, Member, NodeId, PartitionId},
+    replication::{PeerBody, Position, Record},
+};
+use kv_replication::{
+    clock::Instant64,
+    replica::{Action, Actions, Event, Options, Replica, Token},
+};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Hear(PeerBody),
+    Write,
+    Flush(u64),
+    Connect,
+    Lose,
+    Time(u64),
+    Send,
+}
+
+/// Numbers that are near what is there, and some that are as far as can be.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![8 => 0..6u64, 1 => Just(u64::MAX), 1 => Just(u64::MAX - 1)]
+}
+
+fn position() -> impl Strategy<Value = Position> {
+    let any = (prop_oneof![1 => Just(0u64), 6 => Just(1), 1 => Just(2), 1 => Just(u64::MAX)], number())
+        .prop_map(|(epoch, lsn)| Position { epoch: Epoch(epoch), lsn: Lsn(lsn) });
+    // The beginning of every log.
+    prop_oneof![1 => Just(Position::default()), 2 => any]
+}
+
+fn record(position: Position) -> Record {
+    Record { position, operation_id: None, payload: b"x".as_slice().into() }
+}
+
+/// What is said to stand before the records, and the records: mostly dense, as an honest leader sends them, but from
+/// anywhere and of any epoch.
+fn prepare() -> impl Strategy<Value = (Position, Vec<Record>)> {
+    prop_oneof![
+        3 => (position(), 0..2u64, 0..5u64).prop_map(|(previous, epoch, count)| {
+            let lsns = (1..=count).map(|i| Lsn(previous.lsn.0.saturating_add(i)));
+            (previous, lsns.map(|lsn| record(Position { epoch: Epoch(epoch), lsn })).collect())
+        }),
+        1 => (position(), prop::collection::vec(position().prop_map(record), 0..4)),
+    ]
+}
+
+fn body() -> impl Strategy<Value = PeerBody> {
+    prop_oneof![
+        4 => (prepare(), number())
+            .prop_map(|((previous, records), committed)| PeerBody::Prepare { previous, committed: Lsn(committed), records }),
+        2 => number().prop_map(|committed| PeerBody::Beacon { committed: Lsn(committed) }),
+        4 => (position(), number(), number())
+            .prop_map(|(prepared, flushed, applied)| PeerBody::Report { prepared, flushed: Lsn(flushed), applied: Lsn(applied) }),
+        1 => position().prop_map(|prepared| PeerBody::Gap { prepared }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => body().prop_map(Step::Hear),
+        2 => Just(Step::Write),
+        3 => (0..4u64).prop_map(Step::Flush),
+        2 => Just(Step::Connect),
+        1 => Just(Step::Lose),
+        1 => any::<u32>().prop_map(|nanos| Step::Time(u64::from(nanos))),
+        2 => Just(Step::Send),
+    ]
+}
+
+fn run(leads: bool, steps: Vec<Step>) {
+    let member = |name: &str| Member { node: NodeId::new(name).expect("a name"), disk: DiskId(1) };
+    let (me, liar) = (member("me"), member("liar"));
+    let (leader, follower) = if leads { (me, liar) } else { (liar, me) };
+    let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader, in_sync: vec![follower] };
+    let mut now = Instant64(0);
+    let mut replica = Replica::new(PartitionId(0), me, configuration, Options::default(), now);
+    let mut applied = Lsn(0);
+    for (number, step) in (0..).zip(steps) {
+        let mut out = Actions::new();
+        let event = match step {
+            Step::Hear(body) => Event::Message { from: liar.node, epoch: Epoch(1), body },
+            Step::Write => {
+                let payload = b"w".as_slice().into();
+                Event::ClientWrite { payload, operation_id: None, token: Token(number) }
+            }
+            Step::Flush(some) => {
+                let lsn = Lsn((replica.flushed().0 + some).min(replica.prepared().lsn.0));
+                Event::Flushed { lsn }
+            }
+            Step::Connect => Event::PeerConnected { peer: liar },
+            Step::Lose => Event::PeerLost { peer: liar.node },
+            Step::Time(nanos) => {
+                now = Instant64(now.0 + nanos);
+                Event::Timeout
+            }
+            Step::Send => {
+                replica.poll_prepares(liar.node, &mut out);
+                continue;
+            }
+        };
+        replica.handle(now, event, &mut out);
+        for action in out {
+            if let Action::Apply(record) = action {
+                assert_eq!(record.position.lsn, applied.next(), "applied out of order, or twice");
+                applied = record.position.lsn;
+            }
+        }
+        assert!(applied == replica.committed() && replica.committed() <= replica.flushed());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_follower_survives_any_leader(steps in prop::collection::vec(step(), 0..60)) {
+        run(false, steps);
+    }
+
+    #[test]
+    fn a_leader_survives_any_follower(steps in prop::collection::vec(step(), 0..60)) {
+        run(true, steps);
+    }
+}
