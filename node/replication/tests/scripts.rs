@@ -118,11 +118,11 @@ impl Script {
 
     fn send(&mut self, node: NodeId, out: &mut String) -> Fallible<()> {
         for to in self.replicas.keys().copied().collect::<Vec<_>>() {
-            let mut actions = Actions::new();
-            if self.network.contains_key(&(node, to)) {
-                self.replicas.get_mut(&node).ok_or("no such node")?.poll_prepares(to, &mut actions);
+            while self.network.contains_key(&(node, to))
+                && let Some(body) = self.replicas.get_mut(&node).ok_or("no such node")?.poll_prepare(to)
+            {
+                self.carry_out(node, vec![Action::Send { to, body }], out)?;
             }
-            self.carry_out(node, actions, out)?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Seeded simulation of the core: a leader and its followers, connections that break with what is on them, logs
+//! Seeded simulation of the core: a leader and its followers, connections that break, what was on them lost or late, logs
 //! that flush late, clocks that advance. Every step checks what must always hold; when the faults stop, everything
 //! that was proposed must be everywhere.
 //!
@@ -26,6 +26,8 @@ struct Simulation {
     nodes: Vec<NodeId>,
     /// By follower: what is on the way to it, and back. `None` while there is no connection.
     network: Vec<Option<(VecDeque<PeerBody>, VecDeque<PeerBody>)>>,
+    /// By follower: what was on the way to it when its connection broke, and may still arrive.
+    late: Vec<VecDeque<PeerBody>>,
     applied: Vec<Vec<u64>>,
     proposed: BTreeSet<u64>,
     acknowledged: BTreeMap<u64, Lsn>,
@@ -49,6 +51,7 @@ impl Simulation {
             now: Instant64(0),
             replicas: nodes.iter().map(replica).collect(),
             network: vec![None; followers],
+            late: vec![VecDeque::new(); followers],
             applied: vec![Vec::new(); nodes.len()],
             nodes,
             proposed: BTreeSet::new(),
@@ -113,7 +116,9 @@ impl Simulation {
     }
 
     fn disconnect(&mut self, follower: usize) {
-        self.network[follower - 1] = None;
+        if let Some((there, _)) = self.network[follower - 1].take() {
+            self.late[follower - 1].extend(there);
+        }
         self.give(0, Event::PeerLost { peer: self.nodes[follower] });
     }
 
@@ -122,9 +127,10 @@ impl Simulation {
     }
 
     fn send(&mut self, follower: usize) {
-        let mut actions = Actions::new();
-        self.replicas[0].poll_prepares(self.nodes[follower], &mut actions);
-        self.carry_out(0, actions);
+        let to = self.nodes[follower];
+        while let Some(body) = self.replicas[0].poll_prepare(to) {
+            self.carry_out(0, vec![Action::Send { to, body }]);
+        }
     }
 
     fn deliver(&mut self, follower: usize, back: bool) -> bool {
@@ -167,6 +173,11 @@ impl Simulation {
                 self.pass(millis);
             }
             14 if self.below(3) == 0 => self.disconnect(follower),
+            14 => {
+                if let Some(body) = self.late[follower - 1].pop_front() {
+                    self.give(follower, Event::Message { from: self.nodes[0], epoch: Epoch(1), body });
+                }
+            }
             _ => {
                 if self.network[follower - 1].is_none() {
                     self.connect(follower);

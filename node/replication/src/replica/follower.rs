@@ -6,7 +6,10 @@
 //! * A record is applied only when it is known to be committed and is flushed here.
 
 use super::{Action, Actions, tail::Tail};
-use kv_proto::replication::{PeerBody, Position, Record};
+use kv_proto::{
+    ids::{Epoch, Lsn},
+    replication::{PeerBody, Position, Record},
+};
 
 /// What a Prepare led to.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,12 +22,20 @@ pub(super) enum Taken {
     Gap,
 }
 
-/// Appends the records of a Prepare that are not here yet.
-pub(super) fn take_prepare(tail: &mut Tail, previous: Position, records: Vec<Record>, out: &mut Actions) -> Taken {
+/// Appends the records of a Prepare of `epoch` that are not here yet.
+pub(super) fn take_prepare(
+    tail: &mut Tail,
+    epoch: Epoch,
+    previous: Position,
+    records: Vec<Record>,
+    out: &mut Actions,
+) -> Taken {
     let known = previous.lsn < tail.base().lsn || tail.position_at(previous.lsn) == Some(previous);
     let follows = |(at, record): (usize, &Record)| {
         let before = if at == 0 { previous } else { records[at - 1].position };
-        record.position.lsn == before.lsn.next() && record.position.epoch >= before.epoch
+        record.position.lsn == before.lsn.next()
+            && (before.epoch..=epoch).contains(&record.position.epoch)
+            && (record.position.lsn != tail.base().lsn || record.position == tail.base())
     };
     if !known || !records.iter().enumerate().all(follows) {
         return Taken::Gap;
@@ -47,6 +58,6 @@ pub(super) fn take_prepare(tail: &mut Tail, previous: Position, records: Vec<Rec
 }
 
 /// The answer that says what is here.
-pub(super) fn report(tail: &Tail, flushed: kv_proto::ids::Lsn, applied: kv_proto::ids::Lsn) -> PeerBody {
+pub(super) fn report(tail: &Tail, flushed: Lsn, applied: Lsn) -> PeerBody {
     PeerBody::Report { prepared: tail.last(), flushed, applied }
 }

@@ -143,17 +143,17 @@ impl Leader {
             follower.stream = Stream::Diverged;
             return;
         }
-        match follower.stream {
+        let next = match follower.stream {
             Stream::Lost | Stream::Diverged | Stream::OtherDisk => return,
-            Stream::Open { .. } => {}
-            Stream::Asked if tail.position_at(prepared.lsn) == Some(prepared) => {
-                follower.stream = Stream::Open { next: prepared.lsn.next() };
-            }
-            Stream::Asked => {
-                follower.stream = Stream::Diverged;
-                return;
-            }
+            Stream::Asked => prepared.lsn.next(),
+            // What it was sent on an earlier connection may arrive late: what it has is not sent again.
+            Stream::Open { next } => next.max(flushed.next()),
+        };
+        if tail.position_at(prepared.lsn) != Some(prepared) {
+            follower.stream = Stream::Diverged;
+            return;
         }
+        follower.stream = Stream::Open { next };
         follower.last_heard = now;
         follower.flushed = flushed;
     }
@@ -191,23 +191,24 @@ impl Leader {
         }
     }
 
-    /// Sends to `to` what it has not been sent yet, as many Prepares as that takes.
-    pub(super) fn poll_prepares(&mut self, to: NodeId, committed: Lsn, tail: &Tail, out: &mut Actions) {
-        let Some(follower) = self.followers.iter_mut().find(|f| f.member.node == to) else { return };
-        let Stream::Open { next } = &mut follower.stream else { return };
-        while *next <= tail.last().lsn {
-            let previous = tail.position_at(Lsn(next.0 - 1)).expect("what a follower lacks is held");
-            let (mut records, mut bytes) = (Vec::new(), 0);
-            while let Some(record) = tail.get(*next) {
-                bytes += record.payload.len() + RECORD_OVERHEAD_BYTES;
-                if bytes > PREPARE_BYTES && !records.is_empty() {
-                    break;
-                }
-                records.push(record.clone());
-                *next = next.next();
-            }
-            out.push(Action::Send { to, body: PeerBody::Prepare { previous, committed, records } });
+    /// The next Prepare for `to`, if there is something that it was not sent yet.
+    pub(super) fn poll_prepare(&mut self, to: NodeId, committed: Lsn, tail: &Tail) -> Option<PeerBody> {
+        let follower = self.followers.iter_mut().find(|f| f.member.node == to)?;
+        let Stream::Open { next } = &mut follower.stream else { return None };
+        if *next > tail.last().lsn {
+            return None;
         }
+        let previous = tail.position_at(Lsn(next.0 - 1)).expect("what a follower lacks is held");
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while let Some(record) = tail.get(*next) {
+            bytes += record.payload.len() + RECORD_OVERHEAD_BYTES;
+            if bytes > PREPARE_BYTES && !records.is_empty() {
+                break;
+            }
+            records.push(record.clone());
+            *next = next.next();
+        }
+        Some(PeerBody::Prepare { previous, committed, records })
     }
 
     /// Why the leader cannot take writes, in a sentence.

@@ -29,7 +29,8 @@
 //! 1. Give every event to [`Replica::handle`], with the time of the clock read *after* what caused it.
 //! 2. Carry out the [`Action`]s in their order. `Append` goes to the log; when the log has flushed, say so with
 //!    [`Event::Flushed`]. The replica never waits.
-//! 3. After a batch of events, call [`Replica::poll_prepares`] for each peer that has room in its send queue.
+//! 3. After a batch of events, call [`Replica::poll_prepare`] for each follower that has room in its send queue, until it
+//!    returns nothing; after a write, but also after a message, which may say that something has to be sent (again).
 //! 4. Give [`Event::Timeout`] at [`Replica::poll_timeout`] or soon after.
 //!
 //! # What it lacks
@@ -172,7 +173,7 @@ pub enum Refusal {
     #[error("this node does not lead the partition")]
     NotLeader,
     /// An in-sync follower does not answer.
-    #[error("follower {0} does not answer, so that no write can be promised to be on two machines; reads go on")]
+    #[error("follower {0} does not answer, so that no write can be promised to be at every in-sync replica; reads go on")]
     FollowerUnreachable(NodeId),
     /// Too much is waiting to be replicated.
     #[error("too many writes wait to be replicated")]
@@ -357,11 +358,18 @@ impl Replica {
         }
     }
 
-    /// Sends `to` what it was not sent yet.
-    pub fn poll_prepares(&mut self, to: NodeId, out: &mut Actions) {
-        if let Role::Leader(leader) = &mut self.role {
-            leader.poll_prepares(to, self.committed, &self.tail, out);
+    /// The next Prepare for the replica at `to`, if there is something that it was not sent yet.
+    pub fn poll_prepare(&mut self, to: NodeId) -> Option<PeerBody> {
+        match &mut self.role {
+            Role::Leader(leader) => leader.poll_prepare(to, self.committed, &self.tail),
+            _ => None,
         }
+    }
+
+    /// Bytes of records held here because they are not applied yet, or not at every follower.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.tail.bytes()
     }
 
     fn handle_write(
@@ -409,6 +417,7 @@ impl Replica {
     }
 
     fn handle_message(&mut self, now: Instant64, from: NodeId, body: PeerBody, out: &mut Actions) {
+        let epoch = self.configuration.epoch;
         match (&mut self.role, body) {
             (Role::Leader(leader), PeerBody::Report { prepared, flushed, .. }) => {
                 leader.handle_report(now, from, prepared, flushed, &self.tail);
@@ -418,7 +427,7 @@ impl Replica {
             (Role::Follower, PeerBody::Prepare { previous, committed, records })
                 if from == self.configuration.leader.node =>
             {
-                match follower::take_prepare(&mut self.tail, previous, records, out) {
+                match follower::take_prepare(&mut self.tail, epoch, previous, records, out) {
                     Taken::Appended => {}
                     Taken::Nothing => self.send_report(out),
                     Taken::Gap => {
