@@ -47,10 +47,10 @@ pub enum Error {
     #[error("{0}")]
     Options(String),
     /// The machine cannot run the node.
-    #[error("{0}")]
+    #[error(transparent)]
     Machine(#[from] probe::Error),
     /// Nothing could be bound to the address.
-    #[error("cannot listen on {address}: {source}; is another process using the port? choose another by --listen")]
+    #[error("cannot listen on {address} (is another process using the port? choose another by --listen)")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -58,7 +58,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel refused something else.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}")]
     Io {
         /// What was being done.
         what: &'static str,

@@ -27,6 +27,11 @@ pub struct NodeOptions {
     #[arg(long, env = "KV_LISTEN", default_value = "127.0.0.1:5001")]
     pub listen: SocketAddr,
 
+    /// Address that clients and other nodes are told, host:port. Needed where --listen is one that nobody can connect
+    /// to, such as 0.0.0.0:5001; otherwise it is --listen itself.
+    #[arg(long, env = "KV_ADVERTISE", value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+
     /// Address of the controller (the router's --controller-listen).
     #[arg(long, env = "KV_CONTROLLER", default_value = "127.0.0.1:5100")]
     pub controller: String,
@@ -54,7 +59,7 @@ pub struct NodeOptions {
     pub idle_timeout_s: u64,
 
     /// Milliseconds between the beacons of a leader to its followers.
-    #[arg(long, env = "KV_BEACON_INTERVAL_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, env = "KV_BEACON_INTERVAL_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub beacon_interval_ms: u64,
 
     /// Milliseconds of a follower's silence after which its leader takes no writes until it answers again.
@@ -160,6 +165,16 @@ impl NodeOptions {
                  or one late beacon makes a follower suspect"
             ));
         }
+        if self.advertise.is_none() && bound.ip().is_unspecified() {
+            return Err(format!(
+                "--listen {bound} is no address that others can connect to: say by --advertise HOST:PORT which one is"
+            ));
+        }
+        if let Some(address) = &self.advertise
+            && !address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        {
+            return Err(format!("--advertise {address} is not HOST:PORT"));
+        }
         if self.max_connections == 0 {
             return Err("--max-connections must be at least 1".to_owned());
         }
@@ -167,7 +182,7 @@ impl NodeOptions {
         Ok(Settings {
             shard: ShardId(self.shard),
             prefers_to_lead: self.role == PreferredRole::Leader,
-            advertised: bound.to_string(),
+            advertised: self.advertise.clone().unwrap_or_else(|| bound.to_string()),
             controller: self.controller.clone(),
             limits,
             max_connections: self.max_connections,

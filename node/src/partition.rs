@@ -23,6 +23,8 @@ use std::sync::Arc;
 /// A partition's replica and what it holds.
 pub(crate) struct Partition {
     pub(crate) replica: Replica,
+    /// Whether it waits for its turn to send to its followers.
+    pub(crate) queued: bool,
     table: Table,
     pending: Pending,
 }
@@ -40,7 +42,7 @@ pub(crate) enum Decision {
 
 impl Partition {
     pub(crate) fn new(replica: Replica) -> Self {
-        Partition { replica, table: Table::default(), pending: Pending::default() }
+        Partition { replica, queued: false, table: Table::default(), pending: Pending::default() }
     }
 
     /// The version that an LSN is.

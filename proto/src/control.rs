@@ -2,7 +2,7 @@
 
 use crate::{
     cluster_map::{ClusterMap, Node},
-    ids::{ClusterId, Epoch, Member, PartitionId},
+    ids::{ClusterId, Epoch, HistoryId, Member, PartitionId},
 };
 use bincode::{Decode, Encode};
 
@@ -60,6 +60,8 @@ pub struct Proposal {
 pub enum Change {
     /// Controller: the first configuration, the only one that admits empty disks.
     Create {
+        /// The history that begins: another for every cluster, so that no version of one is taken for one of another.
+        history: HistoryId,
         /// Who leads.
         leader: Member,
         /// Who follows.

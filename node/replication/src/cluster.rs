@@ -17,7 +17,7 @@ use crate::{configuration, placement};
 use kv_proto::{
     cluster_map::{ClusterMap, Configuration, MAX_PARTITIONS, Node, Partition, Shard},
     control::{Change, Proposal},
-    ids::{ClusterId, Epoch, MapVersion, NodeId, PartitionId, ShardId},
+    ids::{ClusterId, Epoch, HistoryId, MapVersion, NodeId, PartitionId, ShardId},
 };
 
 /// Most replicas that a partition can have.
@@ -285,7 +285,7 @@ impl Cluster {
             if partition.configuration.is_none() {
                 let nodes: Vec<&Node> = map.shards[shard].nodes.iter().filter_map(|n| map.node(*n)).collect();
                 let (leader, in_sync) = placement::roles(&nodes, nth);
-                let change = Change::Create { leader, in_sync };
+                let change = Change::Create { history: first_history(self.map.cluster), leader, in_sync };
                 due.push(Proposal { id: u128::from(id.0), partition: id, epoch: Epoch(0), change });
             }
         }
@@ -330,6 +330,12 @@ impl Cluster {
         self.map.partitions[at].configuration = Some(next);
         self.carried_out[at] = Some(proposal.id);
     }
+}
+
+/// The history that the partitions of a cluster begin with: part of its random id, so that an ETag of one cluster is
+/// none of the next.
+fn first_history(cluster: ClusterId) -> HistoryId {
+    HistoryId(cluster.0 as u32)
 }
 
 #[cfg(test)]

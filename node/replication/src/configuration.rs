@@ -70,7 +70,9 @@ pub enum Refusal {
 /// When the proposal is not for this epoch, or not allowed in it; nothing changes then.
 pub fn apply(current: Option<&Configuration>, proposal: &Proposal) -> Result<Configuration, Refusal> {
     let (current, change) = match (current, &proposal.change) {
-        (None, Change::Create { leader, in_sync }) => return create(proposal.epoch, *leader, in_sync),
+        (None, Change::Create { history, leader, in_sync }) => {
+            return create(proposal.epoch, *history, *leader, in_sync);
+        }
         (Some(current), Change::Create { .. }) => return Err(Refusal::AlreadyCreated(current.epoch)),
         (None, _) => return Err(Refusal::NotCreated),
         (Some(current), change) => (current, change),
@@ -120,11 +122,11 @@ pub fn apply(current: Option<&Configuration>, proposal: &Proposal) -> Result<Con
     configuration(current.epoch.next(), current.history, leader, in_sync)
 }
 
-fn create(epoch: Epoch, leader: Member, in_sync: &[Member]) -> Result<Configuration, Refusal> {
+fn create(epoch: Epoch, history: HistoryId, leader: Member, in_sync: &[Member]) -> Result<Configuration, Refusal> {
     if epoch != Epoch(0) {
         return Err(Refusal::OtherEpoch { current: Epoch(0), proposed: epoch });
     }
-    configuration(epoch.next(), HistoryId(0), leader, in_sync.to_vec())
+    configuration(epoch.next(), history, leader, in_sync.to_vec())
 }
 
 fn configuration(
@@ -197,8 +199,8 @@ mod tests {
     #[test]
     fn create_makes_the_first_configuration_and_no_other() {
         let (a, b) = (member("a", 1), member("b", 1));
-        let create = |epoch, in_sync| proposal(epoch, Change::Create { leader: a, in_sync });
-        let first = Configuration { epoch: Epoch(1), history: HistoryId(0), leader: a, in_sync: vec![b] };
+        let create = |epoch, in_sync| proposal(epoch, Change::Create { history: HistoryId(3), leader: a, in_sync });
+        let first = Configuration { epoch: Epoch(1), history: HistoryId(3), leader: a, in_sync: vec![b] };
         assert_eq!(apply(None, &create(0, vec![b])), Ok(first));
         assert_eq!(apply(None, &create(0, vec![])).map(|c| c.in_sync), Ok(vec![]));
         assert_eq!(
@@ -300,7 +302,7 @@ mod tests {
     fn any_change() -> impl Strategy<Value = Change> {
         let members = || prop::collection::vec(any_member(), 0..3);
         prop_oneof![
-            1 => (any_member(), members()).prop_map(|(leader, in_sync)| Change::Create { leader, in_sync }),
+            1 => (any_member(), members()).prop_map(|(leader, in_sync)| Change::Create { history: HistoryId(1), leader, in_sync }),
             2 => (any_member(), members()).prop_map(|(leader, followers)| Change::Drop { leader, followers }),
             4 => (any_member(), members()).prop_map(|(follower, in_sync)| Change::Takeover { follower, in_sync }),
             2 => any_member().prop_map(|leader| Change::Reopen { leader }),

@@ -8,7 +8,6 @@
 
 use super::{
     Executor,
-    lines::LineKey,
     requests::{Origin, append_response},
 };
 use crate::clock;
@@ -29,7 +28,9 @@ use std::{
 };
 
 /// How many requests an executor may have under way to others.
-const MAX_FORWARDED: usize = 4096;
+const MAX_FORWARDED: usize = 1024;
+/// Bytes that their bodies may take in all.
+const MAX_FORWARDED_BYTES: usize = 64 * 1024 * 1024;
 
 /// What one executor has for another.
 pub(crate) enum Mail {
@@ -53,8 +54,8 @@ pub(crate) enum Mail {
     },
     /// The answer to a forwarded request.
     Answer {
-        /// The connection that asked.
-        line: LineKey,
+        /// The request.
+        origin: Origin,
         /// What to send on it.
         frames: Vec<u8>,
     },
@@ -149,11 +150,12 @@ impl Executor {
         deadline: Instant64,
         body: &[u8],
     ) -> Result<(), WireError> {
-        if self.forwarded >= MAX_FORWARDED {
+        if self.forwarded >= MAX_FORWARDED || self.forwarded_bytes + body.len() > MAX_FORWARDED_BYTES {
             let message = "too many requests are under way between the executors of this node";
             return Err(WireError::new(ErrorCode::Overloaded, message));
         }
-        self.forwarded += 1;
+        self.expect_answer(origin.line);
+        self.forwarded_bytes += origin.bytes;
         self.shared.mail[usize::from(owner.0)].send(Mail::Forward { origin, deadline, body: body.to_vec() });
         Ok(())
     }
@@ -163,9 +165,10 @@ impl Executor {
         match mail {
             Mail::Adopt { fd, id, hello } => self.adopt(fd, id, &hello),
             Mail::Forward { origin, deadline, body } => self.handle_forwarded(origin, deadline, &body),
-            Mail::Answer { line, frames } => {
-                self.forwarded -= 1;
-                self.append_to_line(line, |out| out.extend_from_slice(&frames));
+            Mail::Answer { origin, frames } => {
+                self.forwarded_bytes -= origin.bytes;
+                self.handle_answered(origin.line);
+                self.append_to_line(origin.line, |out| out.extend_from_slice(&frames));
             }
             Mail::View(view) => self.handle_view(view),
             Mail::Collect(collection) => self.add_stats(&collection),
@@ -178,10 +181,6 @@ impl Executor {
         let now = clock::now();
         let mut out = Vec::new();
         match codec::decode::<Request>(body) {
-            Ok(_) if now >= deadline => {
-                let error = WireError::new(ErrorCode::Expired, "the deadline passed before the request was run");
-                append_response(&mut out, origin.id, &Response::Error(error));
-            }
             Ok(request) => self.handle_request(now, origin, deadline, &request, body, &mut out),
             Err(error) => {
                 let error = WireError::new(ErrorCode::Malformed, error.to_string());
@@ -189,7 +188,7 @@ impl Executor {
             }
         }
         if !out.is_empty() {
-            self.shared.mail[usize::from(origin.executor.0)].send(Mail::Answer { line: origin.line, frames: out });
+            self.shared.mail[usize::from(origin.executor.0)].send(Mail::Answer { origin, frames: out });
         }
     }
 
@@ -205,6 +204,7 @@ impl Executor {
             requests: collected.requests,
             replicas,
         };
+        self.handle_answered(collection.origin.line);
         self.answer(collection.origin, &Response::Stats(stats));
     }
 }

@@ -31,6 +31,7 @@ use kv_proto::{
     error_code::{ErrorCode, WireError},
     frame::{self, HEADER_BYTES, Kind, MAX_CHUNK_BYTES},
     hello::{Caller, Hello, Welcome},
+    ids::Member,
     replication::PeerBatch,
     response::Response,
 };
@@ -40,12 +41,18 @@ use std::{os::fd::OwnedFd, sync::atomic::Ordering, time::Duration};
 
 /// Output of one connection beyond which it is not read from, in bytes.
 const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
+/// Requests of one connection that other executors may have to answer; with more it is not read from.
+const MAX_UNDER_WAY: usize = 64;
+/// Places for peers beside those of clients: a lost stream must be made again however many clients there are.
+const RESERVED_FOR_PEERS: usize = 64;
 /// Output of all connections of an executor beyond which reads are refused, in bytes.
 const MAX_ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 /// Unfinished messages of all connections of an executor beyond which a client that has one is turned away, in bytes.
 const MAX_ALL_KEPT_BYTES: usize = 256 * 1024 * 1024;
 /// What is read at most at once, in bytes, beside what was left over.
 const READ_BYTES: usize = 256 * 1024;
+/// What a draining task sends at once, in bytes.
+const DRAIN_BYTES: usize = 64 * 1024;
 /// How long a stranger may take for its hello, and a closing connection for reading what it is told.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -84,6 +91,9 @@ pub(super) struct Line {
     armed: Option<Instant64>,
     draining: bool,
     passes_in_vain: u32,
+    /// Answers that other executors are to give.
+    under_way: usize,
+    opened: Instant64,
     heard: Instant64,
     /// When something of its output was last sent, or there was none.
     sent_at: Instant64,
@@ -94,6 +104,11 @@ pub(super) struct Line {
 impl Line {
     fn role(&self) -> Role {
         self.connection.as_ref().map_or(Role::Stranger, Connection::role)
+    }
+
+    /// Whether its requests may be run, or its answers have to be taken first.
+    fn may_run(&self) -> bool {
+        self.unsent() <= MAX_OUTPUT_BYTES && self.under_way < MAX_UNDER_WAY
     }
 
     fn unsent(&self) -> usize {
@@ -172,13 +187,11 @@ impl Lines {
 impl Executor {
     /// Takes in a new connection, on which `received` came in already. `None` if there are too many.
     pub(super) fn add_line(&mut self, socket: Socket, role: Role, received: &[u8]) -> Option<LineKey> {
-        let limit = self.shared.settings.max_connections;
+        let limit = self.shared.settings.max_connections + RESERVED_FOR_PEERS;
         if self.shared.connections.fetch_add(1, Ordering::Relaxed) >= limit && role == Role::Stranger {
             self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-            let error =
-                WireError::new(ErrorCode::TooManyConnections, format!("the node has {limit} connections already"));
             let mut out = Vec::new();
-            Rejection::from(error).append_to(&mut out);
+            Rejection::from(self.too_many_connections()).append_to(&mut out);
             let _ = socket.send(&out);
             socket.shut_down();
             return None;
@@ -197,6 +210,8 @@ impl Executor {
             armed: None,
             draining: false,
             passes_in_vain: 0,
+            under_way: 0,
+            opened: now,
             heard: now,
             sent_at: now,
             closing: None,
@@ -205,6 +220,11 @@ impl Executor {
         self.lines.activate(key);
         self.wake_scanner();
         Some(key)
+    }
+
+    fn too_many_connections(&self) -> WireError {
+        let limit = self.shared.settings.max_connections;
+        WireError::new(ErrorCode::TooManyConnections, format!("the node has {limit} client connections already"))
     }
 
     /// Takes over a connection from another executor, and answers its hello.
@@ -237,7 +257,7 @@ impl Executor {
     /// Reads a connection once. Says whether it stays active.
     fn read_line(&mut self, key: LineKey) -> bool {
         let Some(line) = self.lines.all.get_mut(key) else { return false };
-        if line.unsent() > MAX_OUTPUT_BYTES {
+        if !line.may_run() {
             return self.passed_in_vain(key);
         }
         let mut scratch = std::mem::take(&mut self.lines.scratch);
@@ -251,7 +271,9 @@ impl Executor {
             Moved::Bytes(n) => {
                 let paid = line.passes_in_vain > 0;
                 line.passes_in_vain = 0;
-                line.heard = clock::now();
+                if n > 0 {
+                    line.heard = clock::now();
+                }
                 if paid {
                     self.allow_more_passes();
                 }
@@ -279,7 +301,8 @@ impl Executor {
         let kept = line.inbox.len() + line.connection.as_ref().map_or(0, Connection::held_bytes);
         self.lines.kept_bytes = self.lines.kept_bytes + kept - line.kept;
         line.kept = kept;
-        if kept > 0 && self.lines.kept_bytes > MAX_ALL_KEPT_BYTES && line.role() == Role::Client {
+        let closing = line.closing.is_some();
+        if kept > 0 && self.lines.kept_bytes > MAX_ALL_KEPT_BYTES && line.role() == Role::Client && !closing {
             let error =
                 WireError::new(ErrorCode::Overloaded, "too many unfinished messages on all connections together");
             self.reject(key, &error.into());
@@ -312,13 +335,20 @@ impl Executor {
             if line.closing.is_some() {
                 return bytes.len();
             }
+            if !line.may_run() {
+                line.held_back = true;
+                return used;
+            }
+            // A deadline counts from when the request was read, also if it had to wait here.
+            let read_at = line.heard;
+            let room = MAX_OUTPUT_BYTES - line.unsent();
             // Both are moved out while requests are run, which may touch any other connection.
             let Some(mut connection) = line.connection.take() else { return used };
             let mut outbox = std::mem::take(&mut line.outbox);
-            let (before, room) = (outbox.len(), MAX_OUTPUT_BYTES.saturating_sub(line.unsent()));
+            let before = outbox.len();
             let role = connection.role();
             let next = loop {
-                if outbox.len() - before > room {
+                if outbox.len() - before > room || self.lines.all[key].under_way >= MAX_UNDER_WAY {
                     break Next::HoldBack;
                 }
                 match connection.receive(&bytes[used..]) {
@@ -326,8 +356,8 @@ impl Executor {
                         used += n;
                         match input {
                             Some(Input::Request { id, body, request }) => {
-                                let origin = Origin { executor: self.index, line: key, id };
-                                let deadline = now + Duration::from_millis(u64::from(request.deadline_ms));
+                                let origin = Origin { executor: self.index, line: key, id, bytes: body.len() };
+                                let deadline = read_at + Duration::from_millis(u64::from(request.deadline_ms));
                                 self.handle_request(now, origin, deadline, &request, body, &mut outbox);
                             }
                             Some(Input::BadRequest { id, error }) => {
@@ -353,7 +383,11 @@ impl Executor {
             line.outbox.extend_from_slice(&meanwhile);
             match next {
                 Next::Wait | Next::HoldBack => break,
-                Next::Hello(id, hello) => self.handle_hello(key, id, hello),
+                Next::Hello(id, hello) if used == bytes.len() => self.handle_hello(key, id, hello),
+                Next::Hello(..) => {
+                    let message = "nothing may follow a hello until it is answered";
+                    self.reject(key, &WireError::new(ErrorCode::BadFrame, message).into());
+                }
                 Next::Peer(batch) => {
                     for message in batch.messages {
                         self.handle_peer_message(now, key, role, message);
@@ -378,6 +412,11 @@ impl Executor {
         if hello.caller == Caller::Node {
             let message = "this is a node, not the controller; give the controller's address, by default port 5100";
             self.reject(key, &WireError::new(ErrorCode::BadFrame, message).into());
+            return;
+        }
+        let connections = self.shared.connections.load(Ordering::Relaxed);
+        if hello.caller == Caller::Client && connections > self.shared.settings.max_connections {
+            self.reject(key, &self.too_many_connections().into());
             return;
         }
         let executors = self.shared.mail.len();
@@ -465,6 +504,7 @@ impl Executor {
                 if line.closing.is_some() {
                     line.socket.end_output();
                 }
+                self.resume(key);
             } else {
                 line.draining = true;
                 line.sent_at = clock::now();
@@ -486,15 +526,39 @@ impl Executor {
             if line.closing.is_some() {
                 line.socket.end_output();
             }
-            self.lines.activate(key);
-            self.wake_scanner();
+            self.resume(key);
             return None;
         }
-        let mut output = std::mem::take(&mut line.outbox);
-        output.drain(..line.sent);
-        line.sent = 0;
-        line.taken = output.len();
-        Some(output)
+        let end = line.outbox.len().min(line.sent + DRAIN_BYTES);
+        let piece = line.outbox[line.sent..end].to_vec();
+        line.sent = end;
+        line.taken = piece.len();
+        Some(piece)
+    }
+
+    /// Another executor has given an answer that a connection waited for.
+    pub(super) fn handle_answered(&mut self, key: LineKey) {
+        self.forwarded -= 1;
+        if let Some(line) = self.lines.all.get_mut(key) {
+            line.under_way -= 1;
+            self.resume(key);
+        }
+    }
+
+    /// A connection has an answer more to wait for, from another executor.
+    pub(super) fn expect_answer(&mut self, key: LineKey) {
+        self.forwarded += 1;
+        if let Some(line) = self.lines.all.get_mut(key) {
+            line.under_way += 1;
+        }
+    }
+
+    /// Goes on with a connection that was held back, if it may run again.
+    fn resume(&mut self, key: LineKey) {
+        if self.lines.all.get(key).is_some_and(|line| line.held_back && line.may_run()) {
+            self.lines.activate(key);
+            self.wake_scanner();
+        }
     }
 
     /// A connection's socket is readable, or was closed.
@@ -509,11 +573,14 @@ impl Executor {
         }
     }
 
-    /// Nothing came for a while: a task waits until something does. A connection that is drained, and has more
-    /// output than it may be read with, waits for that instead.
+    /// Nothing came for a while: a task waits until something does. A connection that is held back goes on when it
+    /// may run again ([`Executor::resume`]).
     fn park(&mut self, key: LineKey) {
         let line = &mut self.lines.all[key];
-        if line.armed.is_none() && line.unsent() <= MAX_OUTPUT_BYTES {
+        if line.outbox.is_empty() {
+            line.outbox = Vec::new();
+        }
+        if line.armed.is_none() && !line.held_back {
             line.armed = Some(clock::now());
             self.spawn_arm(key);
         }
@@ -528,7 +595,7 @@ impl Executor {
             }
             let limit = match line.role() {
                 _ if line.closing.is_some() => return now.since(line.closing.unwrap_or(now)) > CLOSE_TIMEOUT,
-                Role::Stranger => HELLO_TIMEOUT,
+                Role::Stranger => return now.since(line.opened) > HELLO_TIMEOUT,
                 Role::Client => idle,
                 Role::PeerIn { .. } | Role::PeerOut { .. } | Role::Controller => PEER_TIMEOUT,
             };
@@ -546,7 +613,7 @@ impl Executor {
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
         line.socket.shut_down();
         match line.role() {
-            Role::PeerOut { node, executor, .. } => self.handle_link_lost(key, node, executor),
+            Role::PeerOut { member, executor } => self.handle_link_lost(key, member.node, executor),
             Role::Controller => self.handle_controller_lost(),
             Role::Stranger | Role::Client | Role::PeerIn { .. } => {}
         }
@@ -572,6 +639,6 @@ enum Next {
 fn role_of(hello: &Hello) -> Role {
     match hello.caller {
         Caller::Client | Caller::Node => Role::Client,
-        Caller::Peer { node, .. } => Role::PeerIn { node },
+        Caller::Peer { node, disk } => Role::PeerIn { member: Member { node, disk } },
     }
 }

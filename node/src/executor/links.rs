@@ -15,12 +15,12 @@ use kv_proto::{
     codec,
     frame::{self, Kind},
     hello::Welcome,
-    ids::{ExecutorIndex, Member, NodeId, PartitionId},
+    ids::{DiskId, ExecutorIndex, Member, NodeId, PartitionId},
     replication::{PeerBatch, PeerBody, PeerMessage},
 };
-use kv_replication::replica::{Action, Event};
+use kv_replication::{clock::Instant64, replica::Event};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     mem,
 };
 
@@ -35,8 +35,8 @@ pub(super) struct Links {
     peers: BTreeMap<NodeId, Peer>,
     /// Where a followed partition's leader was last heard.
     leader_lines: HashMap<PartitionId, LineKey>,
-    /// Partitions that may have something to send to their followers.
-    touched: Vec<PartitionId>,
+    /// Partitions that may have something to send to their followers, each once.
+    queue: VecDeque<PartitionId>,
     batches: HashMap<LineKey, Batch>,
 }
 
@@ -46,7 +46,8 @@ struct Peer {
     address: String,
     /// Which of its executors owns which of these partitions; `None` until it said so.
     partitions: BTreeMap<PartitionId, Option<ExecutorIndex>>,
-    lines: BTreeMap<ExecutorIndex, LineKey>,
+    /// The connections to its executors, and the disk that it had when they were made.
+    lines: BTreeMap<ExecutorIndex, (LineKey, DiskId)>,
 }
 
 /// Messages that go out in one frame.
@@ -75,22 +76,10 @@ fn message_bytes(body: &PeerBody) -> usize {
 }
 
 impl Links {
-    /// The partition may have something to send.
-    pub(super) fn touch(&mut self, id: PartitionId) {
-        if self.touched.last() != Some(&id) {
-            self.touched.push(id);
-        }
-    }
-
-    /// The leader of a followed partition was heard on this connection, and is answered there.
-    pub(super) fn remember_leader(&mut self, id: PartitionId, line: LineKey) {
-        self.leader_lines.insert(id, line);
-    }
-
     fn line_to(&self, node: NodeId, id: PartitionId) -> Option<LineKey> {
         let peer = self.peers.get(&node)?;
         let executor = (*peer.partitions.get(&id)?)?;
-        peer.lines.get(&executor).copied()
+        peer.lines.get(&executor).map(|(line, _)| *line)
     }
 }
 
@@ -132,18 +121,35 @@ impl Executor {
     /// A peer says which of its executors owns what. Says whether nothing is left to ask.
     pub(super) fn handle_owners(&mut self, node: NodeId, owners: &[(PartitionId, ExecutorIndex)]) -> bool {
         let Some(peer) = self.links.peers.get_mut(&node) else { return true };
+        let mut connected = Vec::new();
         for (id, executor) in owners {
-            if let Some(owner) = peer.partitions.get_mut(id) {
-                *owner = Some(*executor);
+            if let Some(owner) = peer.partitions.get_mut(id)
+                && owner.replace(*executor).is_none()
+                && let Some((_, disk)) = peer.lines.get(executor)
+            {
+                connected.push((*id, Member { node, disk: *disk }));
             }
         }
-        peer.partitions.values().all(Option::is_some)
+        let done = peer.partitions.values().all(Option::is_some);
+        let now = clock::now();
+        for (id, peer) in connected {
+            self.give(now, id, Event::PeerConnected { peer });
+        }
+        self.finish();
+        done
+    }
+
+    /// A peer does not have the executor that it was asked for: what it said of its owners is old.
+    pub(super) fn forget_owners(&mut self, node: NodeId, executor: ExecutorIndex) {
+        if let Some(peer) = self.links.peers.get_mut(&node) {
+            peer.partitions.values_mut().filter(|o| **o == Some(executor)).for_each(|owner| *owner = None);
+        }
     }
 
     /// An executor of a peer accepted a call, which has become a connection.
     pub(super) fn handle_link(&mut self, line: LineKey, welcome: &Welcome) {
         let Some(peer) = self.links.peers.get_mut(&welcome.node) else { return };
-        peer.lines.insert(welcome.executor, line);
+        peer.lines.insert(welcome.executor, (line, welcome.disk));
         let now = clock::now();
         let member = Member { node: welcome.node, disk: welcome.disk };
         for id in self.common_partitions(welcome.node, welcome.executor) {
@@ -157,13 +163,13 @@ impl Executor {
     pub(super) fn handle_link_lost(&mut self, line: LineKey, node: NodeId, executor: ExecutorIndex) {
         self.links.batches.remove(&line);
         let Some(peer) = self.links.peers.get_mut(&node) else { return };
-        if peer.lines.get(&executor) == Some(&line) {
-            peer.lines.remove(&executor);
+        if peer.lines.get(&executor).is_none_or(|(current, _)| *current != line) {
+            return;
         }
+        peer.lines.remove(&executor);
         // It may be another process now, with partitions elsewhere.
-        for owner in peer.partitions.values_mut().filter(|o| **o == Some(executor)) {
-            *owner = None;
-        }
+        self.forget_owners(node, executor);
+        let Some(peer) = self.links.peers.get(&node) else { return };
         let now = clock::now();
         let led: Vec<PartitionId> = peer.partitions.iter().filter(|(_, o)| o.is_none()).map(|(id, _)| *id).collect();
         for id in led {
@@ -206,30 +212,65 @@ impl Executor {
         }
     }
 
-    /// Sends followers what they were not sent yet, as far as there is room on the way, and closes the frames.
+    /// A replica of another node says something. A leader is believed on the connection that it made, a follower on
+    /// the one that was made to it, and each only as the member that the configuration names.
+    pub(super) fn handle_peer_message(&mut self, now: Instant64, line: LineKey, role: Role, message: PeerMessage) {
+        let id = message.partition;
+        // Not known yet, or another executor's: whoever says it says it again.
+        let Some(configuration) = self.partition(id).map(|p| p.replica.configuration()) else { return };
+        let from_leader = matches!(message.body, PeerBody::Prepare { .. } | PeerBody::Beacon { .. });
+        let from = match role {
+            Role::PeerIn { member } if from_leader && configuration.leader == member => member.node,
+            Role::PeerOut { member, .. } if !from_leader && configuration.in_sync.contains(&member) => member.node,
+            _ => return,
+        };
+        if from_leader && message.epoch == configuration.epoch {
+            self.links.leader_lines.insert(id, line);
+        }
+        self.give(now, id, Event::Message { from, epoch: message.epoch, body: message.body });
+        // A report may say that something has to be sent, or sent again.
+        self.touch(id);
+    }
+
+    /// The partition may have something to send to its followers.
+    pub(super) fn touch(&mut self, id: PartitionId) {
+        if let Some(partition) = self.partitions.get_mut(usize::from(id.0)).and_then(Option::as_mut)
+            && !mem::replace(&mut partition.queued, true)
+        {
+            self.links.queue.push_back(id);
+        }
+    }
+
+    /// Sends followers what they were not sent yet, as far as there is room on the way, and closes the frames. Each
+    /// partition has its turn once; what it cannot send it is asked for again when there is room.
     pub(super) fn send_prepares(&mut self) {
-        let mut actions = mem::take(&mut self.actions);
-        for id in mem::take(&mut self.links.touched) {
+        for _ in 0..self.links.queue.len() {
+            let Some(id) = self.links.queue.pop_front() else { break };
             let Some(partition) = self.partition(id) else { continue };
+            partition.queued = false;
             let followers: Vec<NodeId> = partition.replica.configuration().in_sync.iter().map(|m| m.node).collect();
             for follower in followers {
-                let Some(line) = self.links.line_to(follower, id) else { continue };
-                if self.lines.unsent(line) > MAX_QUEUED_BYTES {
-                    self.links.touch(id);
-                    continue;
-                }
-                let Some(partition) = self.partition(id) else { continue };
-                partition.replica.poll_prepares(follower, &mut actions);
-                for action in actions.drain(..) {
-                    if let Action::Send { to, body } = action {
-                        self.send_to_peer(id, to, body);
-                    }
+                if !self.send_prepares_to(id, follower) {
+                    self.touch(id);
                 }
             }
         }
-        self.actions = actions;
         for (line, batch) in mem::take(&mut self.links.batches) {
             self.append_batch(line, batch);
+        }
+    }
+
+    /// Sends a follower what it was not sent yet; false when there is no room for all of it. Without a connection
+    /// there is nothing to send: the follower is asked what it has on the next one.
+    fn send_prepares_to(&mut self, id: PartitionId, follower: NodeId) -> bool {
+        let Some(line) = self.links.line_to(follower, id) else { return true };
+        loop {
+            let queued = self.links.batches.get(&line).map_or(0, |b| b.bytes);
+            if self.lines.unsent(line) + queued > MAX_QUEUED_BYTES {
+                return false;
+            }
+            let Some(body) = self.partition(id).and_then(|p| p.replica.poll_prepare(follower)) else { return true };
+            self.send_to_peer(id, follower, body);
         }
     }
 }

@@ -88,7 +88,11 @@ impl Executor {
             FromController::Map(map) => {
                 let (before, shared) = (self.view.clone(), self.shared.clone());
                 if map.partitions.is_empty()
-                    || before.as_ref().is_some_and(|v| v.map.cluster != map.cluster || v.map.version > map.version) {
+                    || before.as_ref().is_some_and(|v| {
+                        let same = v.map.cluster == map.cluster && v.map.partitions.len() == map.partitions.len();
+                        !same || v.map.version > map.version
+                    })
+                {
                     tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, an older one, or one without partitions");
                     return;
                 }

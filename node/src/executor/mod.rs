@@ -3,7 +3,8 @@
 //!
 //! An executor owns its partitions and its connections, and shares nothing with the others but mail. All tasks of
 //! the executor (scanner, mail, timer, links) change its state only through methods of [`Executor`] that do not
-//! wait, each ending in [`Executor::finish`]; so no borrow lives across an `.await`, and nothing needs a lock.
+//! wait, and end a batch of them by [`Executor::finish`]; so no borrow lives across an `.await`, and nothing needs a
+//! lock.
 //!
 //! * `lines`: connections with their sockets: the adaptive scan, sending, slow readers
 //! * `requests`: what clients ask
@@ -28,14 +29,8 @@ pub(crate) use forward::{Mail, View};
 pub(crate) use lines::LineKey;
 pub(crate) use tasks::run;
 
-use crate::{
-    clock, fatal::Heartbeat, mailbox::Sender, options::Settings, partition::Partition, transport::connection::Role,
-    wal::Wal,
-};
-use kv_proto::{
-    ids::{ExecutorIndex, Lsn, Member, PartitionId},
-    replication::PeerBody,
-};
+use crate::{clock, fatal::Heartbeat, mailbox::Sender, options::Settings, partition::Partition, wal::Wal};
+use kv_proto::ids::{ExecutorIndex, Member, PartitionId};
 use kv_replication::{
     clock::Instant64,
     replica::{Action, Actions, Event, Replica, Token},
@@ -88,8 +83,11 @@ pub(crate) struct Executor {
     lines: Lines,
     links: Links,
     waiting: SlotMap<requests::WaitingKey, Waiting>,
-    /// Requests under way to other executors.
+    /// Requests under way to other executors, and what their bodies take in all.
     forwarded: usize,
+    forwarded_bytes: usize,
+    /// Bytes of records that the replicas hold because they are not applied yet, or not at every follower.
+    held_bytes: usize,
     requests: u64,
     draining: bool,
     /// The connection to the controller; executor 0 has it.
@@ -97,7 +95,6 @@ pub(crate) struct Executor {
     last_sweep: Instant64,
     wakes: Wakes,
     actions: Actions,
-    flushed: Vec<(PartitionId, Lsn)>,
 }
 
 impl Executor {
@@ -115,13 +112,14 @@ impl Executor {
                 links: Links::default(),
                 waiting: SlotMap::with_key(),
                 forwarded: 0,
+                forwarded_bytes: 0,
+                held_bytes: 0,
                 requests: 0,
                 draining: false,
                 controller: None,
                 last_sweep: clock::now(),
                 wakes: Wakes::default(),
                 actions: Actions::new(),
-                flushed: Vec::new(),
             })
         })
     }
@@ -138,9 +136,8 @@ impl Executor {
             if view.owner(id) != Some(self.index) {
                 continue;
             }
-            if let Some(partition) = &mut self.partitions[usize::from(id.0)] {
-                partition.replica.handle(now, Event::ConfigChanged(configuration.clone()), &mut self.actions);
-                self.carry_out(id);
+            if self.partition(id).is_some() {
+                self.give(now, id, Event::ConfigChanged(configuration.clone()));
             } else {
                 let options = self.shared.settings.replica;
                 let replica = Replica::new(id, self.shared.me, configuration.clone(), options, now);
@@ -156,7 +153,10 @@ impl Executor {
     fn give(&mut self, now: Instant64, id: PartitionId, event: Event) {
         let mut actions = std::mem::take(&mut self.actions);
         if let Some(partition) = self.partition(id) {
+            let held = partition.replica.held_bytes();
             partition.replica.handle(now, event, &mut actions);
+            let holds = partition.replica.held_bytes();
+            self.held_bytes = self.held_bytes + holds - held;
         }
         self.actions = actions;
         self.carry_out(id);
@@ -169,7 +169,7 @@ impl Executor {
             match action {
                 Action::Append(record) => {
                     self.wal.append(id, &record);
-                    self.links.touch(id);
+                    self.touch(id);
                 }
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {
@@ -185,16 +185,14 @@ impl Executor {
     /// Ends a batch of events: the log is flushed, followers are sent what is new, answers go out.
     fn finish(&mut self) {
         loop {
-            let mut flushed = std::mem::take(&mut self.flushed);
-            self.wal.take_flushed(&mut flushed);
+            let flushed = self.wal.take_flushed();
             if flushed.is_empty() {
                 break;
             }
             let now = clock::now();
-            for (partition, lsn) in flushed.drain(..) {
+            for (partition, lsn) in flushed {
                 self.give(now, partition, Event::Flushed { lsn });
             }
-            self.flushed = flushed;
         }
         self.send_prepares();
         self.send_output();
@@ -226,24 +224,6 @@ impl Executor {
         let owned = self.owned.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
         let due = owned.filter_map(|p| p.replica.poll_timeout()).map(|due| due.since(now)).min();
         due.unwrap_or(IDLE_TICK).min(IDLE_TICK)
-    }
-
-    /// A message from a replica of another node.
-    fn handle_peer_message(
-        &mut self,
-        now: Instant64,
-        line: LineKey,
-        role: Role,
-        message: kv_proto::replication::PeerMessage,
-    ) {
-        let (Role::PeerIn { node } | Role::PeerOut { node, .. }) = role else { return };
-        if self.partition(message.partition).is_none() {
-            return; // not known yet, or another executor's: whoever says it asks again
-        }
-        if matches!(message.body, PeerBody::Prepare { .. } | PeerBody::Beacon { .. }) {
-            self.links.remember_leader(message.partition, line);
-        }
-        self.give(now, message.partition, Event::Message { from: node, epoch: message.epoch, body: message.body });
     }
 
     /// Whether everything that was asked is answered and sent.

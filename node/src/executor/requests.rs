@@ -15,7 +15,7 @@ use kv_proto::{
     codec,
     error_code::{ErrorCode, WireError},
     frame::{self, Kind},
-    ids::{ExecutorIndex, OperationId, PartitionId},
+    ids::{ExecutorIndex, PartitionId},
     replication::Effect,
     request::{Condition, Operation, Request},
     response::{Answered, NodeView, Response},
@@ -29,6 +29,8 @@ use std::sync::Arc;
 
 /// How many requests of an executor may wait for an answer.
 const MAX_WAITING: usize = 256 * 1024;
+/// Bytes of records that may wait to be replicated, over all partitions of an executor.
+const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
 
 slotmap::new_key_type! {
     /// Names who waits.
@@ -44,6 +46,8 @@ pub(crate) struct Origin {
     pub(super) line: LineKey,
     /// The frame's id.
     pub(super) id: u64,
+    /// How long the encoded request is, in bytes.
+    pub(super) bytes: usize,
 }
 
 /// A request whose answer depends on what is not committed yet.
@@ -53,6 +57,14 @@ pub(super) struct Waiting {
     deadline: Instant64,
     partition: PartitionId,
     decision: Decision,
+}
+
+/// Where a partition is.
+enum Place {
+    /// Owned by this executor.
+    Here(PartitionId),
+    /// Owned by another executor of the node.
+    At(ExecutorIndex),
 }
 
 /// Appends a response.
@@ -79,6 +91,7 @@ impl Executor {
         self.requests += 1;
         let answer = match request.operation {
             _ if self.draining => Some(error(ErrorCode::ShuttingDown, "the node is stopping")),
+            _ if deadline <= now => Some(error(ErrorCode::Expired, "the deadline passed before the request was run")),
             Operation::Ping => Some(Response::Pong),
             _ if self.lines.output_is_full() => Some(error(
                 ErrorCode::Overloaded,
@@ -89,21 +102,27 @@ impl Executor {
                 self.collect_stats(origin);
                 None
             }
-            Operation::Get { key } => match self.find(origin, key, deadline, body) {
-                Ok(Some((id, partition))) => {
+            Operation::Get { key } => match self.locate(key) {
+                Ok(Place::Here(id)) => {
+                    let partition = self.partitions[usize::from(id.0)].as_deref().expect("an owner has its partition");
                     // Encoded while the entry is borrowed, straight into the connection's output.
                     let got = get(id, partition, key).map(|answer| append_response(out, origin.id, &answer));
                     got.err().map(|refusal| Response::Error(self.refuse(id, refusal)))
                 }
-                Ok(None) => None,
+                Ok(Place::At(owner)) => self.forward(owner, origin, deadline, body).err().map(Response::Error),
                 Err(error) => Some(Response::Error(error)),
             },
             Operation::Put { key, value, content_type, condition } => {
-                let effect = Effect::Put { key, content_type, value };
-                self.write(now, origin, effect, condition, request.operation_id, deadline, body)
+                match self.shared.settings.limits.check_value(content_type, value) {
+                    Ok(()) => {
+                        let effect = Effect::Put { key, content_type, value };
+                        self.write(now, origin, deadline, request, effect, condition, body)
+                    }
+                    Err(error) => Some(Response::Error(error)),
+                }
             }
             Operation::Delete { key, condition } => {
-                self.write(now, origin, Effect::Delete { key }, condition, request.operation_id, deadline, body)
+                self.write(now, origin, deadline, request, Effect::Delete { key }, condition, body)
             }
         };
         if let Some(answer) = answer {
@@ -111,85 +130,54 @@ impl Executor {
         }
     }
 
-    /// The partition of a key, if this executor owns it. `None` says that the request was passed on to the one
-    /// that does.
-    fn find(
-        &mut self,
-        origin: Origin,
-        key: &[u8],
-        deadline: Instant64,
-        body: &[u8],
-    ) -> Result<Option<(PartitionId, &mut Partition)>, WireError> {
+    /// Where the partition of a key is.
+    fn locate(&self, key: &[u8]) -> Result<Place, WireError> {
         self.shared.settings.limits.check_key(key)?;
         let Some(view) = &self.view else {
             return Err(WireError::new(ErrorCode::NotReady, "the node has not learned the cluster map yet"));
         };
         let id = partition_of(key, view.map.partition_count());
         match view.owner(id) {
-            Some(owner) if owner == self.index => {}
-            Some(owner) => {
-                self.forward(owner, origin, deadline, body)?;
-                return Ok(None);
-            }
-            None => return Err(self.refuse(id, Refusal::NotLeader)),
+            Some(owner) if owner == self.index => Ok(Place::Here(id)),
+            Some(owner) => Ok(Place::At(owner)),
+            None => Err(self.refuse(id, Refusal::NotLeader)),
         }
-        let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
-        Ok(Some((id, partition)))
     }
 
+    /// Proposes a write, or passes it on. An answer is returned only if there is one at once.
     #[expect(clippy::too_many_arguments, reason = "the parts of one request, named at its only two callers")]
     fn write(
         &mut self,
         now: Instant64,
         origin: Origin,
+        deadline: Instant64,
+        request: &Request<'_>,
         effect: Effect<'_>,
         condition: Condition,
-        operation_id: Option<OperationId>,
-        deadline: Instant64,
         body: &[u8],
     ) -> Option<Response<'static>> {
-        if let Effect::Put { content_type, value, .. } = effect
-            && let Err(error) = self.shared.settings.limits.check_value(content_type, value)
-        {
-            return Some(Response::Error(error));
-        }
-        if self.waiting.len() >= MAX_WAITING {
-            return Some(error(ErrorCode::Overloaded, "too many requests of this node wait for an answer"));
-        }
-        let mut actions = std::mem::take(&mut self.actions);
-        let key = self.waiting.insert(Waiting {
-            origin: Some(origin),
-            deadline,
-            partition: PartitionId(0),
-            decision: Decision::Missing,
-        });
-        let decided = match self.find(origin, effect.key(), deadline, body) {
-            Ok(Some((id, partition))) => {
-                Ok(Some((id, partition.write(now, effect, condition, operation_id, token(key), &mut actions))))
-            }
-            Ok(None) => Ok(None),
-            Err(error) => Err(error),
+        let id = match self.locate(effect.key()) {
+            Ok(Place::Here(id)) => id,
+            Ok(Place::At(owner)) => return self.forward(owner, origin, deadline, body).err().map(Response::Error),
+            Err(error) => return Some(Response::Error(error)),
         };
-        self.actions = actions;
+        if self.waiting.len() >= MAX_WAITING || self.held_bytes > MAX_HELD_BYTES {
+            return Some(error(ErrorCode::Overloaded, "too many writes of this node wait to be replicated"));
+        }
+        let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
+        let held = partition.replica.held_bytes();
+        let (actions, operation_id) = (&mut self.actions, request.operation_id);
+        let decided = self.waiting.try_insert_with_key(|key| {
+            let decision = partition.write(now, effect, condition, operation_id, token(key), actions)?;
+            Ok(Waiting { origin: Some(origin), deadline, partition: id, decision })
+        });
+        self.held_bytes += partition.replica.held_bytes() - held;
         match decided {
-            Ok(Some((id, Ok(decision)))) => {
-                let waiting = &mut self.waiting[key];
-                (waiting.partition, waiting.decision) = (id, decision);
+            Ok(_) => {
                 self.carry_out(id);
                 None
             }
-            Ok(Some((id, Err(refusal)))) => {
-                self.waiting.remove(key);
-                Some(Response::Error(self.refuse(id, refusal)))
-            }
-            Ok(None) => {
-                self.waiting.remove(key);
-                None
-            }
-            Err(error) => {
-                self.waiting.remove(key);
-                Some(Response::Error(error))
-            }
+            Err(refusal) => Some(Response::Error(self.refuse(id, refusal))),
         }
     }
 
@@ -247,7 +235,7 @@ impl Executor {
         } else {
             let mut frames = Vec::new();
             append_response(&mut frames, origin.id, response);
-            self.shared.mail[usize::from(origin.executor.0)].send(Mail::Answer { line: origin.line, frames });
+            self.shared.mail[usize::from(origin.executor.0)].send(Mail::Answer { origin, frames });
         }
     }
 
@@ -272,6 +260,7 @@ impl Executor {
     }
 
     fn collect_stats(&mut self, origin: Origin) {
+        self.expect_answer(origin.line);
         let collection = Arc::new(Collection::new(origin, self.shared.mail.len()));
         for mail in &self.shared.mail {
             mail.send(Mail::Collect(collection.clone()));

@@ -6,7 +6,7 @@ use crate::{
     mailbox::Receiver,
     transport::{
         connection::Role,
-        dial::{ask_view, call_peer},
+        dial::{CallError, ask_view, call_peer},
         socket::Socket,
     },
 };
@@ -19,7 +19,7 @@ use glommio::{
 };
 use kv_proto::{
     hello::{Caller, Hello},
-    ids::{ExecutorIndex, NodeId},
+    ids::{ExecutorIndex, Member, NodeId},
 };
 use std::{
     cell::RefCell,
@@ -94,7 +94,7 @@ impl Executor {
             while let Some(output) = with(&this, |executor| executor.take_output(key)).flatten() {
                 if stream.write_all(&output).await.is_err() {
                     with(&this, |executor| executor.remove_line(key));
-                    return;
+                    break;
                 }
             }
             with(&this, Executor::finish);
@@ -146,7 +146,7 @@ pub(crate) async fn run(index: ExecutorIndex, shared: Arc<Shared>, listener: Own
     let stopped = clock::now();
     while !executor.borrow().is_quiet() && clock::now().since(stopped) < DRAIN_TIMEOUT {
         sleep(BUSY_TICK).await;
-        if let Some(first) = mail.try_receive() {
+        while let Some(first) = mail.try_receive() {
             take_mail(&executor, first, &mail);
         }
     }
@@ -212,18 +212,18 @@ async fn tick(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
 async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
     let mut backoff = Backoff::default();
     loop {
-        let Some((task, me, cluster)) =
-            with(&this, |e| (e.link_task(node), e.shared.me, e.view.as_ref().map(|v| v.map.cluster)))
-        else {
-            return;
-        };
+        let asked = with(&this, |e| {
+            let cluster = e.view.as_ref().map(|v| v.map.cluster);
+            (e.link_task(node), e.shared.me, cluster, e.shared.settings.limits.max_value_bytes)
+        });
+        let Some((task, me, cluster, max_value_bytes)) = asked else { return };
         let done = match task {
             LinkTask::Wait => {
                 wake.wait().await;
                 continue;
             }
             LinkTask::AskOwners(address) => {
-                let hello = Hello { cluster, caller: Caller::Client, executor: None };
+                let hello = Hello { cluster, caller: Caller::Peer { node: me.node, disk: me.disk }, executor: None };
                 match ask_view(&address, node, &hello).await {
                     Ok(view) => with(&this, |executor| executor.handle_owners(node, &view.owners)).unwrap_or(true),
                     Err(error) => {
@@ -236,9 +236,23 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
                 let caller = Caller::Peer { node: me.node, disk: me.disk };
                 let hello = Hello { cluster, caller, executor: Some(wanted) };
                 match call_peer(&address, node, &hello).await {
+                    Ok((_, _, welcome)) if welcome.limits.max_value_bytes < max_value_bytes => {
+                        tracing::error!(
+                            peer = %node,
+                            "the follower takes values of up to {} bytes, this node {max_value_bytes}: give both the same \
+                             --max-value-bytes",
+                            welcome.limits.max_value_bytes
+                        );
+                        false
+                    }
+                    Ok((_, _, welcome)) if welcome.executor != wanted => {
+                        with(&this, |executor| executor.forget_owners(node, wanted));
+                        false
+                    }
                     Ok((socket, received, welcome)) => {
                         with(&this, |executor| {
-                            let role = Role::PeerOut { node, disk: welcome.disk, executor: welcome.executor };
+                            let member = Member { node, disk: welcome.disk };
+                            let role = Role::PeerOut { member, executor: welcome.executor };
                             if let Some(line) = executor.add_line(socket, role, &received) {
                                 executor.handle_link(line, &welcome);
                             }
@@ -248,6 +262,9 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
                     }
                     Err(error) => {
                         tracing::debug!(peer = %node, address, %error, "cannot call a follower");
+                        if matches!(error, CallError::Refused(_)) {
+                            with(&this, |executor| executor.forget_owners(node, wanted));
+                        }
                         false
                     }
                 }

@@ -11,7 +11,7 @@ use kv_proto::{
     error_code::{ErrorCode, WireError},
     frame::{self, Decoder, FrameError, Kind, Message},
     hello::{Hello, MAX_HELLO_BYTES},
-    ids::{DiskId, ExecutorIndex, NodeId},
+    ids::{ExecutorIndex, Member},
     limits::Limits,
     replication::{Effect, PeerBatch, PeerBody},
     request::Request,
@@ -27,17 +27,15 @@ pub(crate) enum Role {
     Stranger,
     /// A client, which sends requests.
     Client,
-    /// A leader's executor, which called to stream its partitions.
+    /// A node that leads something, which called to stream its partitions, or to ask who owns them.
     PeerIn {
-        /// Its node.
-        node: NodeId,
+        /// The member that it says it is.
+        member: Member,
     },
     /// A follower's executor, which was called to be streamed to.
     PeerOut {
-        /// Its node.
-        node: NodeId,
-        /// The disk that it said it has.
-        disk: DiskId,
+        /// The member that it said it is.
+        member: Member,
         /// Which of its executors.
         executor: ExecutorIndex,
     },
@@ -174,7 +172,8 @@ fn understand<'a>(role: Role, limits: &Limits, message: Message<'a>) -> Result<I
             let hello = codec::decode(body).map_err(|e| malformed(&e))?;
             Ok(Input::Hello { id, hello })
         }
-        (Role::Client, Kind::Request) => Ok(match codec::decode::<Request>(body) {
+        // A peer asks which executor owns what.
+        (Role::Client | Role::PeerIn { .. }, Kind::Request) => Ok(match codec::decode::<Request>(body) {
             Ok(request) => Input::Request { id, body, request },
             Err(error) => Input::BadRequest { id, error: malformed(&error) },
         }),
@@ -222,7 +221,7 @@ mod tests {
     use kv_proto::{
         frame::append_message,
         hello::Caller,
-        ids::{Epoch, Lsn, PartitionId},
+        ids::{DiskId, Epoch, Lsn, NodeId, PartitionId},
         replication::{PeerMessage, Position, Record},
         request::Operation,
     };
@@ -250,7 +249,7 @@ mod tests {
     }
 
     fn peer() -> Role {
-        Role::PeerIn { node: NodeId::new("peer").expect("a name") }
+        Role::PeerIn { member: Member { node: NodeId::new("peer").expect("a name"), disk: DiskId(1) } }
     }
 
     fn code(role: Role, bytes: &[u8]) -> Result<bool, ErrorCode> {
@@ -270,7 +269,7 @@ mod tests {
         for (role, answers) in [
             (Role::Stranger, [Ok(true), bad, bad]),
             (Role::Client, [bad, Ok(true), bad]),
-            (peer(), [bad, bad, Ok(true)]),
+            (peer(), [bad, Ok(true), Ok(true)]),
             (Role::Controller, [bad, bad, bad]),
         ] {
             assert_eq!([code(role, &hello), code(role, &get), code(role, &batch)], answers, "{role:?}");

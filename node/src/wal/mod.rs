@@ -26,8 +26,8 @@ impl Wal {
     }
 
     /// How far each partition is flushed that was not flushed so far before.
-    pub(crate) fn take_flushed(&mut self, into: &mut Vec<(PartitionId, Lsn)>) {
-        into.append(&mut self.unflushed);
+    pub(crate) fn take_flushed(&mut self) -> Vec<(PartitionId, Lsn)> {
+        std::mem::take(&mut self.unflushed)
     }
 }
 
@@ -43,11 +43,7 @@ mod tests {
             let position = Position { epoch: Epoch(1), lsn: Lsn(lsn) };
             wal.append(PartitionId(partition), &Record { position, operation_id: None, payload: [].into() });
         }
-        let mut flushed = Vec::new();
-        wal.take_flushed(&mut flushed);
-        assert_eq!(flushed, [(PartitionId(1), Lsn(3)), (PartitionId(2), Lsn(2))]);
-        flushed.clear();
-        wal.take_flushed(&mut flushed);
-        assert_eq!(flushed, []);
+        assert_eq!(wal.take_flushed(), [(PartitionId(1), Lsn(3)), (PartitionId(2), Lsn(2))]);
+        assert_eq!(wal.take_flushed(), []);
     }
 }

@@ -11,7 +11,7 @@ use kv_proto::{
     error_code::ErrorCode,
     frame::{Kind, append_message},
     hello::Caller,
-    ids::{ClusterId, DiskId, Epoch, Member, NodeId, PartitionId},
+    ids::{ClusterId, DiskId, Epoch, HistoryId, Member, NodeId, PartitionId},
 };
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
@@ -153,7 +153,7 @@ async fn proposals_are_made_in_ones_own_name() {
         .ask(&ToController::Propose(vec![
             proposal(2, 1, Change::Reopen { leader: other }),
             reopen.clone(),
-            proposal(3, 0, Change::Create { leader: own, in_sync: vec![] }),
+            proposal(3, 0, Change::Create { history: HistoryId(1), leader: own, in_sync: vec![] }),
             proposal(4, 1, Change::Reopen { leader: own }),
         ]))
         .await;

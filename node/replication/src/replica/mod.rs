@@ -173,7 +173,9 @@ pub enum Refusal {
     #[error("this node does not lead the partition")]
     NotLeader,
     /// An in-sync follower does not answer.
-    #[error("follower {0} does not answer, so that no write can be promised to be at every in-sync replica; reads go on")]
+    #[error(
+        "follower {0} does not answer, so that no write can be promised to be at every in-sync replica; reads go on"
+    )]
     FollowerUnreachable(NodeId),
     /// Too much is waiting to be replicated.
     #[error("too many writes wait to be replicated")]
