@@ -1,12 +1,13 @@
 //! The command line: subcommands, their help, and what a bare `kv` means.
 
 use crate::{data, doctor, local, status};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use std::ffi::OsString;
 
 const EXAMPLES: &str = "\
 Examples:
   kv                              3 shards of 2 replicas, at http://127.0.0.1:5000
+  kv --shards 1                   flags of `kv local` need no subcommand
   kv local --ports auto           the same on ports that are free
   kv put greeting 'hello there'   store a value …
   kv get greeting                 … and read it back, raw
@@ -86,13 +87,20 @@ impl Cli {
     /// Without a subcommand, the arguments are those of `kv local`.
     fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let optional = Cli::command().subcommand_required(false).arg_required_else_help(false);
-        if let Ok(matches) = optional.try_get_matches_from(&arguments)
-            && matches.subcommand_name().is_none()
-        {
-            arguments.push("local".into());
-        }
-        Cli::from_arg_matches(&Cli::command().try_get_matches_from(arguments)?)
+        let parse = |arguments: &[OsString]| Cli::command().try_get_matches_from(arguments);
+        let may_be_local = |error: &clap::Error| {
+            use ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingSubcommand, UnknownArgument};
+            matches!(error.kind(), DisplayHelpOnMissingArgumentOrSubcommand | MissingSubcommand | UnknownArgument)
+        };
+        let matches = parse(&arguments).or_else(|error| {
+            if !may_be_local(&error) {
+                return Err(error);
+            }
+            arguments.insert(arguments.len().min(1), "local".into());
+            // What `kv local` does not know either was no flag of it: a wrong flag, perhaps of another subcommand.
+            parse(&arguments).map_err(|of_local| if may_be_local(&of_local) { error } else { of_local })
+        })?;
+        Cli::from_arg_matches(&matches)
     }
 
     /// What the log lines and errors of this process begin with.
@@ -121,8 +129,14 @@ mod tests {
 
     #[test]
     fn a_bare_command_is_a_local_cluster() {
-        for (line, level) in [("kv", "info"), ("kv --log-level debug", "debug"), ("kv local --log-level warn", "warn")]
-        {
+        for (line, level) in [
+            ("kv", "info"),
+            ("kv --log-level debug", "debug"),
+            ("kv local --log-level warn", "warn"),
+            ("kv --shards 3", "info"),
+            ("kv --log-level debug --shards 3", "debug"),
+            ("kv --restart --shards 3 --log-level debug", "debug"),
+        ] {
             let cli = parse(line).expect(line);
             assert!(matches!(cli.command, Command::Local(_)), "{line}");
             assert_eq!((cli.log_level.as_str(), cli.process_name().as_str()), (level, "supervisor"), "{line}");
@@ -132,8 +146,32 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_refused() {
-        for line in ["kv nonsense", "kv --shards 3", "kv get", "kv local --shards x"] {
-            assert!(parse(line).is_err(), "{line}");
+        for (line, told) in [
+            ("kv nonsense", "unrecognized subcommand 'nonsense'"),
+            ("kv --nonsense", "unexpected argument '--nonsense'"),
+            ("kv --shards", "a value is required for '--shards"),
+            ("kv --shards x", "invalid value 'x' for '--shards"),
+            ("kv local --shards x", "invalid value 'x' for '--shards"),
+            ("kv --log-level", "a value is required for '--log-level"),
+            ("kv get", "required arguments were not provided"),
+            ("kv get a --shards 3", "unexpected argument '--shards'"),
+            ("kv --log-level debug get a --shards 3", "unexpected argument '--shards'"),
+        ] {
+            let error = parse(line).expect_err(line).to_string();
+            assert!(error.contains(told), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_and_version() {
+        for (line, shown) in [
+            ("kv --help", "Usage: kv [OPTIONS] [COMMAND]"),
+            ("kv --version", env!("CARGO_PKG_VERSION")),
+            ("kv local --help", "Usage: kv local"),
+            ("kv --shards 3 --help", "Usage: kv local"),
+        ] {
+            let text = parse(line).expect_err(line).to_string();
+            assert!(text.contains(shown), "{line}: {text}");
         }
     }
 }

@@ -2,12 +2,15 @@
 //!
 //! Values are bytes: taken from an argument or stdin as they are, written to stdout as they are.
 
-use crate::http::{Answer, Api, ClusterOptions, key_path};
+use crate::{
+    http::{Answer, Api, ClusterOptions, key_path},
+    output,
+};
 use anyhow::{Context, bail};
 use hyper::{Method, StatusCode, body::Bytes};
 use std::{
     ffi::{OsStr, OsString},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::ffi::{OsStrExt, OsStringExt},
     process::ExitCode,
 };
@@ -53,8 +56,8 @@ pub(crate) async fn get(options: GetOptions) -> anyhow::Result<ExitCode> {
     if !succeeded(&answer)? {
         return Ok(missing(&options.key));
     }
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(&answer.body).and_then(|()| stdout.flush()).context("cannot write the value to stdout")?;
+    // Whoever reads only the beginning has what it wants.
+    output::bytes(&answer.body).context("cannot write the value to stdout")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -95,28 +98,16 @@ fn missing(key: &OsStr) -> ExitCode {
     ExitCode::from(EXIT_MISSING)
 }
 
-/// The problem document of a failed request (RFC 9457).
-#[derive(serde::Deserialize)]
-struct Problem {
-    detail: String,
-    code: Option<String>,
-    outcome: Option<String>,
-}
-
 /// Whether the request was carried out; false says that the key has no value. A 404 that does not say so is not from
 /// a router.
 fn succeeded(answer: &Answer) -> anyhow::Result<bool> {
     if answer.status.is_success() {
         return Ok(true);
     }
-    let Ok(problem) = serde_json::from_slice::<Problem>(&answer.body) else {
-        bail!("the router answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body).trim());
-    };
-    if answer.status == StatusCode::NOT_FOUND && problem.code.as_deref() == Some("key_not_found") {
+    if answer.status == StatusCode::NOT_FOUND && answer.problem_code().as_deref() == Some("key_not_found") {
         return Ok(false);
     }
-    let tags: Vec<_> = [Some(answer.status.to_string()), problem.code, problem.outcome].into_iter().flatten().collect();
-    bail!("{} ({})", problem.detail, tags.join(", "))
+    Err(answer.failure())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Every request has one deadline for everything, and an answer has a bound; it lacks redirects, TLS and proxies.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, StatusCode, Uri,
@@ -40,6 +40,35 @@ pub(crate) struct Api {
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
+}
+
+/// The problem document of a failed request (RFC 9457).
+#[derive(serde::Deserialize)]
+struct Problem {
+    detail: String,
+    code: Option<String>,
+    outcome: Option<String>,
+}
+
+impl Answer {
+    fn problem(&self) -> Option<Problem> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// The code of the problem that it tells.
+    pub(crate) fn problem_code(&self) -> Option<String> {
+        self.problem()?.code
+    }
+
+    /// What it says of a request that failed, as a sentence.
+    pub(crate) fn failure(&self) -> anyhow::Error {
+        let Some(problem) = self.problem() else {
+            return anyhow!("the router answered {}: {}", self.status, String::from_utf8_lossy(&self.body).trim());
+        };
+        let tags: Vec<_> =
+            [Some(self.status.to_string()), problem.code, problem.outcome].into_iter().flatten().collect();
+        anyhow!("{} ({})", problem.detail, tags.join(", "))
+    }
 }
 
 impl Api {
@@ -80,7 +109,7 @@ impl Api {
             let response = self.client.request(request).await.map_err(|e| self.reason(e))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-            let body = body.map_err(|e| anyhow::anyhow!("its answer broke off: {e}"))?.to_bytes();
+            let body = body.map_err(|e| anyhow!("its answer broke off: {e}"))?.to_bytes();
             anyhow::Ok(Answer { status, body })
         };
         match tokio::time::timeout(DEADLINE, exchange).await {
@@ -92,7 +121,7 @@ impl Api {
     /// The innermost reason, which is what a person can act on: "Connection refused".
     fn reason(&self, error: Error) -> anyhow::Error {
         let cure = if error.is_connect() { self.cure } else { "" };
-        anyhow::anyhow!("{}{cure}", anyhow::Error::new(error).root_cause())
+        anyhow!("{}{cure}", anyhow::Error::new(error).root_cause())
     }
 }
 

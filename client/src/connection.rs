@@ -74,7 +74,7 @@ struct State {
     outgoing: Vec<u8>,
     /// Share of the budget that `outgoing` takes.
     reserved: usize,
-    /// Bytes appended since the connection began.
+    /// Position in the socket's stream behind the last byte that was appended.
     appended: u64,
     waiting: Waiting,
     closed: Option<Arc<str>>,
@@ -163,7 +163,7 @@ impl Connection {
     /// Starts the driver of a greeted connection on the current runtime.
     pub(crate) fn start(socket: Socket, welcome: Welcome, max_in_flight: usize, heartbeat: Heartbeat) -> Connection {
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
+            state: Mutex::new(State { appended: socket.taken(), ..State::default() }),
             wake: Notify::new(),
             places: Semaphore::new(max_in_flight),
             budget: Semaphore::new(SEND_BUDGET_BYTES),
@@ -225,8 +225,6 @@ struct Driver {
     sending_reserved: usize,
     /// An empty buffer to change for the filled one of the callers.
     spare: Vec<u8>,
-    /// Bytes that the kernel took since the connection began.
-    written: u64,
     last_received: Instant,
     ping_sent: Option<Instant>,
     pings_unanswered: usize,
@@ -244,7 +242,6 @@ impl Driver {
             heartbeat,
             sending_reserved: 0,
             spare: Vec::new(),
-            written: 0,
             last_received: Instant::now(),
             ping_sent: None,
             pings_unanswered: 0,
@@ -299,7 +296,7 @@ impl Driver {
                 drop(state);
                 self.socket.swap_outgoing(&mut self.spare);
             }
-            self.written += self.socket.try_flush()? as u64;
+            self.socket.try_flush()?;
             if self.socket.has_unsent() {
                 return Ok(true);
             }
@@ -385,7 +382,7 @@ impl Drop for Driver {
             let mut state = self.shared.state();
             state.outgoing = Vec::new();
             state.closed = Some(Arc::clone(&cause));
-            state.waiting.close(self.written, &cause)
+            state.waiting.close(self.socket.taken(), &cause)
         };
         self.shared.places.close();
         self.shared.budget.close();

@@ -56,9 +56,7 @@ pub(crate) struct Socket {
     stream: TcpStream,
     decoder: Decoder,
     incoming: BytesMut,
-    outgoing: Vec<u8>,
-    /// How much of `outgoing` the kernel has taken.
-    sent: usize,
+    outgoing: Outgoing,
 }
 
 impl Socket {
@@ -74,8 +72,7 @@ impl Socket {
                 stream,
                 decoder: Decoder::new(MAX_HELLO_BYTES),
                 incoming: BytesMut::with_capacity(READ_BYTES),
-                outgoing: Vec::new(),
-                sent: 0,
+                outgoing: Outgoing::default(),
             };
             let welcome = socket.greet(options).await.map_err(|e| match e {
                 GreetError::Refused(e) => Error::from(e),
@@ -95,7 +92,7 @@ impl Socket {
 
     async fn greet(&mut self, options: &ConnectOptions) -> Result<Welcome, GreetError> {
         let hello = Hello { cluster: options.cluster, caller: Caller::Client, executor: options.executor };
-        frame::append_message(&mut self.outgoing, Kind::Hello, 0, |body| codec::encode_into(body, &hello));
+        frame::append_message(self.outgoing(), Kind::Hello, 0, |body| codec::encode_into(body, &hello));
         loop {
             self.try_flush().map_err(GreetError::Broken)?;
             self.ready(self.interest()).await.map_err(GreetError::Broken)?;
@@ -121,7 +118,7 @@ impl Socket {
 
     /// Where messages are appended that are to be sent by the next [`Socket::try_flush`].
     pub(crate) fn outgoing(&mut self) -> &mut Vec<u8> {
-        &mut self.outgoing
+        &mut self.outgoing.bytes
     }
 
     /// Takes a filled buffer to send and leaves an empty one in its place.
@@ -129,34 +126,23 @@ impl Socket {
     /// # Panics
     /// When something is still to be sent.
     pub(crate) fn swap_outgoing(&mut self, filled: &mut Vec<u8>) {
-        assert!(self.outgoing.is_empty(), "{} bytes are still to be sent", self.outgoing.len());
-        std::mem::swap(&mut self.outgoing, filled);
+        assert!(!self.has_unsent(), "{} bytes are still to be sent", self.outgoing.bytes.len());
+        std::mem::swap(&mut self.outgoing.bytes, filled);
     }
 
     /// Whether something is still to be sent.
     pub(crate) fn has_unsent(&self) -> bool {
-        !self.outgoing.is_empty()
+        !self.outgoing.bytes.is_empty()
     }
 
-    /// Sends what the kernel takes now; says how many bytes that were.
-    pub(crate) fn try_flush(&mut self) -> Result<usize, Cause> {
-        let before = self.sent;
-        while self.sent < self.outgoing.len() {
-            match self.stream.try_write(&self.outgoing[self.sent..]) {
-                Ok(n) => self.sent += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => return Err(e.to_string()),
-            }
-        }
-        let taken = self.sent - before;
-        if self.sent == self.outgoing.len() {
-            self.sent = 0;
-            self.outgoing.clear();
-            if self.outgoing.capacity() > KEEP_SEND_BYTES {
-                self.outgoing = Vec::new();
-            }
-        }
-        Ok(taken)
+    /// Sends what the kernel takes now.
+    pub(crate) fn try_flush(&mut self) -> Result<(), Cause> {
+        self.outgoing.flush_into(|bytes| self.stream.try_write(bytes)).map_err(|e| e.to_string())
+    }
+
+    /// Bytes that the kernel took since the socket was opened, the hello among them; right also after an error.
+    pub(crate) fn taken(&self) -> u64 {
+        self.outgoing.taken
     }
 
     /// What to wait for: always for bytes, and for room to send where something is to be sent.
@@ -208,6 +194,38 @@ impl Socket {
     }
 }
 
+/// What is to be sent, and how much of it was.
+#[derive(Debug, Default)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    /// How much of `bytes` the kernel has taken.
+    sent: usize,
+    /// How much the kernel has taken altogether.
+    taken: u64,
+}
+
+impl Outgoing {
+    /// Gives `write` what it takes. Whatever it took is counted, even if it fails at what follows.
+    fn flush_into(&mut self, mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<()> {
+        while self.sent < self.bytes.len() {
+            match write(&self.bytes[self.sent..]) {
+                Ok(n) => {
+                    self.sent += n;
+                    self.taken += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        self.sent = 0;
+        self.bytes.clear();
+        if self.bytes.capacity() > KEEP_SEND_BYTES {
+            self.bytes = Vec::new();
+        }
+        Ok(())
+    }
+}
+
 enum GreetError {
     Refused(WireError),
     Broken(Cause),
@@ -224,6 +242,23 @@ fn message_limit(told: Limits) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_took_is_counted_whatever_comes_after_it() {
+        let blocked = || Err(io::ErrorKind::WouldBlock.into());
+        let broken = || Err(io::ErrorKind::ConnectionReset.into());
+        let mut outgoing = Outgoing { bytes: vec![0; 10], ..Outgoing::default() };
+        let mut flush = |results: Vec<io::Result<usize>>| {
+            let mut results = results.into_iter();
+            let ok = outgoing.flush_into(|_| results.next().expect("asked too often")).is_ok();
+            (ok, outgoing.taken, outgoing.bytes.len())
+        };
+        assert_eq!(flush(vec![Ok(3), blocked()]), (true, 3, 10));
+        assert_eq!(flush(vec![blocked()]), (true, 3, 10));
+        assert_eq!(flush(vec![Ok(2), broken()]), (false, 5, 10));
+        assert_eq!(flush(vec![Ok(4), Ok(1)]), (true, 10, 0));
+        assert_eq!(flush(vec![]), (true, 10, 0));
+    }
 
     #[test]
     fn the_limit_of_a_node_holds_within_those_of_the_protocol() {

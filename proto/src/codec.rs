@@ -3,14 +3,16 @@
 //! Integers have fixed width and are little-endian. A decoder is told how many bytes it may claim, and must
 //! use up exactly what it was given: trailing bytes are an error, not a hidden second message.
 
+use crate::limits::{HIGHEST_MAX_VALUE_BYTES, MESSAGE_OVERHEAD_BYTES};
 use bincode::{
     BorrowDecode, Encode,
     config::{Configuration, Fixint, Limit, LittleEndian},
 };
 
-/// Upper bound of what a decoder may allocate for one body, whatever lengths the body claims, in bytes.
-/// Every message is bounded by [`crate::limits::Limits`] long before; this one guards the decoder itself.
-const DECODE_LIMIT: usize = 64 * 1024 * 1024;
+/// Upper bound of what a decoder may allocate for one body, whatever lengths the body claims, in bytes: the longest
+/// message of a node that takes the longest values. Lists count by what their elements take in memory, which is more
+/// than on the wire; those of the protocol are far from this bound.
+const DECODE_LIMIT: usize = HIGHEST_MAX_VALUE_BYTES + MESSAGE_OVERHEAD_BYTES;
 
 const ENCODE: Configuration<LittleEndian, Fixint> =
     bincode::config::standard().with_little_endian().with_fixed_int_encoding();

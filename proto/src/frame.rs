@@ -13,8 +13,8 @@
 //! | 16 | 8 | id: chosen by who asks, repeated by who answers |
 //!
 //! Numbers are little-endian. A message with a longer body travels in several frames of the same kind and
-//! id, in order; one such message at a time per direction, but whole messages may stand between its frames, so
-//! that a beacon never waits behind a large value.
+//! id, in order; one such message at a time per direction. Whole messages of another kind or id may stand between its
+//! frames; one of the same kind and id would be joined to it. [`append_message`] puts nothing between them.
 //!
 //! # Invariants
 //! * A length is checked against its limit before a byte is allocated for it.

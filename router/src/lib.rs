@@ -52,7 +52,7 @@ pub enum Error {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// An address is not free, or not one of this machine.
-    #[error("cannot listen at {address} for {what}: {source}; stop what uses the port, or choose another by {flag}")]
+    #[error("cannot listen at {address} for {what} (is the port in use? choose another by {flag})")]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -64,10 +64,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The native client cannot be made.
-    #[error("cannot make the client: {0}")]
+    #[error("cannot make the client")]
     Client(#[from] kv_client::Error),
     /// Something of the operating system does not work.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}")]
     System {
         /// What was tried.
         what: &'static str,

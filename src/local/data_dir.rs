@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow, bail};
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -90,12 +90,17 @@ impl DataDir {
         }
     }
 
-    /// Writes a file so that a reader sees either the old text or the new one.
+    /// Writes a file so that a reader sees either the old text or the new one, also after a loss of power: without the
+    /// sync, the new name could come to the disk before the text.
     fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
         let (path, new) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        fs::write(&new, text)
-            .and_then(|()| fs::rename(&new, &path))
-            .with_context(|| format!("cannot write {}", path.display()))
+        let written = || -> io::Result<()> {
+            let mut file = File::create(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        written().with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

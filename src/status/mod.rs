@@ -6,7 +6,7 @@ use crate::{
     http::{Api, ClusterOptions},
     output,
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use hyper::{Method, body::Bytes};
 use kv_proto::{cluster_map::ClusterMap, ids::NodeId, stats::NodeStats};
 use serde::Deserialize;
@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// The router's answer as it is, for programs
     #[arg(long)]
     json: bool,
-    /// Show it again each second, until Ctrl-C
+    /// Show it again each second, until Ctrl-C or until nobody reads it any more
     #[arg(long)]
     watch: bool,
     /// A line for each partition too
@@ -54,7 +54,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let api = Api::new(&options.cluster)?;
     if !options.watch {
-        output::line(text(&api, &options).await?);
+        print(text(&api, &options).await?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let clear = if io::stdout().is_terminal() && !options.json { CLEAR_SCREEN } else { "" };
@@ -64,20 +64,26 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
             ticks.tick().await;
             // A router that is gone may come back: that is what one watches for.
             let text = text(&api, &options).await.unwrap_or_else(|error| format!("{error:#}"));
-            output::line(format!("{clear}{text}"));
+            if !print(format!("{clear}{text}"))? {
+                return Ok(ExitCode::SUCCESS);
+            }
         }
     };
     tokio::select! {
-        () = redraw => {}
-        result = tokio::signal::ctrl_c() => result.context("cannot listen for Ctrl-C")?,
+        result = redraw => result,
+        result = tokio::signal::ctrl_c() => result.map(|()| ExitCode::SUCCESS).context("cannot listen for Ctrl-C"),
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether somebody reads it.
+fn print(text: String) -> anyhow::Result<bool> {
+    output::bytes(format!("{text}\n").as_bytes()).context("cannot write to stdout")
 }
 
 async fn text(api: &Api, options: &Options) -> anyhow::Result<String> {
     let answer = api.send(Method::GET, "/v1/topology", None, Bytes::new()).await?;
     if !answer.status.is_success() {
-        bail!("the router answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body).trim());
+        return Err(answer.failure());
     }
     if options.json {
         return Ok(String::from_utf8_lossy(&answer.body).into_owned());

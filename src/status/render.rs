@@ -34,7 +34,8 @@ struct View<'a> {
 /// How the replicas of one partition compare.
 struct Comparison {
     epoch: Epoch,
-    committed: Lsn,
+    /// `None` if the leader cannot be seen.
+    committed: Option<Lsn>,
     /// Records that the farthest follower has not on its disk; `None` if a replica cannot be seen.
     lag: Option<u64>,
     digests: Digests,
@@ -77,12 +78,12 @@ impl<'a> View<'a> {
             n => format!(" ({n} not created yet: a shard waits for its nodes)"),
         };
         format!(
-            "cluster {}, map version {}: {} shards of {} replicas, {} partitions{missing}",
+            "cluster {}, map version {}: {} of {}, {}{missing}",
             map.cluster,
             map.version,
-            map.shards.len(),
-            map.replicas,
-            map.partitions.len(),
+            counted(map.shards.len(), "shard"),
+            counted(map.replicas.into(), "replica"),
+            counted(map.partitions.len(), "partition"),
         )
     }
 
@@ -133,8 +134,8 @@ impl<'a> View<'a> {
                 if leaders.is_empty() { "-".to_owned() } else { leaders.join(" ") },
                 partitions.len().to_string(),
                 epochs,
-                comparisons.iter().map(|c| c.committed.0).sum::<u64>().to_string(),
-                lag.map_or("unknown".to_owned(), |lags| lags.iter().max().copied().unwrap_or(0).to_string()),
+                or_unknown(comparisons.iter().map(|c| c.committed.map(|lsn| lsn.0)).sum::<Option<u64>>()),
+                or_unknown(lag.map(|lags| lags.into_iter().max().unwrap_or(0))),
                 digests_text(&comparisons),
             ]
         });
@@ -148,7 +149,7 @@ impl<'a> View<'a> {
             if let (Some(configuration), Some(c)) = (&partition.configuration, self.compare(id, partition)) {
                 let followers: Vec<_> = configuration.in_sync.iter().map(|m| m.node.to_string()).collect();
                 row.extend([c.epoch.to_string(), configuration.leader.node.to_string(), followers.join(" ")]);
-                row.extend([c.committed.to_string(), c.lag.map_or("unknown".to_owned(), |lag| lag.to_string())]);
+                row.extend([or_unknown(c.committed), or_unknown(c.lag)]);
                 row.push(c.digests.as_str().to_owned());
             } else {
                 row.extend(std::iter::repeat_n("-".to_owned(), 6));
@@ -169,7 +170,7 @@ impl<'a> View<'a> {
         let epoch = configuration.epoch;
         let replicas: Option<Vec<_>> = configuration.members().map(|m| self.replica(m, id)).collect();
         let leader = self.replica(configuration.leader, id);
-        let committed = leader.map_or(Lsn(0), |r| r.committed_lsn);
+        let committed = leader.map(|r| r.committed_lsn);
         let Some(replicas) = replicas else {
             return Some(Comparison { epoch, committed, lag: None, digests: Digests::Unknown });
         };
@@ -191,14 +192,12 @@ impl<'a> View<'a> {
             if let Some(error) = &report.error {
                 troubles.push(format!("{} does not answer: {error}", report.node));
             }
-            let mut counts = BTreeMap::<&str, u32>::new();
+            let mut counts = BTreeMap::<&str, usize>::new();
             for trouble in report.stats.iter().flat_map(|s| &s.replicas).filter_map(|r| r.trouble.as_deref()) {
                 *counts.entry(trouble).or_default() += 1;
             }
             for (trouble, partitions) in counts {
-                let partitions =
-                    if partitions == 1 { "1 partition".to_owned() } else { format!("{partitions} partitions") };
-                troubles.push(format!("{}, {partitions}: {trouble}", report.node));
+                troubles.push(format!("{}, {}: {trouble}", report.node, counted(partitions, "partition")));
             }
         }
         for (shard, s) in self.map.shards.iter().enumerate() {
@@ -222,6 +221,15 @@ fn digests_text(comparisons: &[Comparison]) -> String {
     }
     let parts: Vec<_> = counts.iter().map(|(digests, n)| format!("{n} {}", digests.as_str())).collect();
     parts.join(", ")
+}
+
+fn or_unknown(value: Option<impl ToString>) -> String {
+    value.map_or("unknown".to_owned(), |value| value.to_string())
+}
+
+/// As in `1 shard` and `2 shards`.
+fn counted(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
 fn bytes_text(bytes: u64) -> String {
@@ -346,7 +354,7 @@ mod tests {
         assert_eq!(
             render(&topology(Some(followers)), true),
             "\
-cluster 0000000000000000000000000000000c, map version 4: 1 shards of 2 replicas, 2 partitions
+cluster 0000000000000000000000000000000c, map version 4: 1 shard of 2 replicas, 2 partitions
 data live in memory: they are gone when the processes that hold them end
 
 NODE             ADDRESS         SHARD  LEADS  FOLLOWS  REFUSES  KEYS    BYTES  CONNECTIONS     UP  STATE
@@ -378,6 +386,11 @@ PARTITION  SHARD  EPOCH  LEADER         FOLLOWERS        COMMITTED  LAG  DIGESTS
         let text = render(&topology(None), false);
         assert!(text.contains("NO ANSWER") && text.contains("unknown  2 unknown"), "{text}");
         assert!(text.ends_with("trouble: shard0-follower does not answer: connection refused"), "{text}");
+        let mut leaderless = topology(Some(vec![replica(0, Role::Follower, 7, "aa")]));
+        leaderless.nodes[1].stats = None;
+        let text = render(&leaderless, true);
+        assert!(text.contains("  1  unknown  unknown  2 unknown"), "{text}");
+        assert_eq!(text.matches("unknown  unknown  unknown").count(), 2, "{text}");
         let mut other_disk = topology(Some(vec![replica(0, Role::Refused, 7, "aa")]));
         other_disk.nodes[0].stats.as_mut().expect("there").disk = DiskId(77);
         assert!(render(&other_disk, false).contains("2 unknown"));

@@ -47,6 +47,24 @@ fn a_follower_that_hangs_stops_writes_of_its_shard_and_nothing_else() {
     }
 }
 
+/// Long enough for the connection to be given up, and then without a write that would wake the stream.
+#[test]
+fn what_was_proposed_while_the_follower_was_away_commits_by_itself_when_it_is_back() {
+    let cluster = Cluster::start(&["--shards", "1"]);
+    assert_eq!(cluster.put("key", &json!("old")).status, 200);
+    let follower = cluster.process("shard0-follower").pid;
+    signal(follower, Signal::STOP);
+    assert_eq!(outcome(&cluster.put("key", &json!("new"))), (504, "unknown".to_owned()));
+    until("the connection is given up", || {
+        let leader = cluster.topology().nodes.into_iter().find(|n| n.node == "shard0-leader")?.stats?;
+        let given_up = |t: &String| t.contains("no connection to follower");
+        leader.replicas.iter().all(|r| r.trouble.as_ref().is_some_and(given_up)).then_some(())
+    });
+    signal(follower, Signal::CONT);
+    until("it is committed", || (cluster.get("key").json()["value"] == json!("new")).then_some(()));
+    until("all replicas agree", || cluster.replicas_agree().then_some(()));
+}
+
 #[test]
 fn a_killed_node_is_reported_restarted_and_refuses_its_part() {
     let cluster = Cluster::start(&["--restart"]);

@@ -2,9 +2,11 @@
 //! comes. All in one test program, so that [`common`] can let one cluster run at a time.
 
 mod api;
+mod binary;
 mod common;
 mod executors;
 mod failures;
+mod hostile;
 mod packages;
 mod start;
 

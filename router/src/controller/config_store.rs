@@ -7,7 +7,7 @@
 //! # Invariants
 //! * A change is on disk before anyone sees it.
 //! * Changes are carried out one after another; a caller that goes away does not leave one half done.
-//! * After a write whose outcome is not known, nothing is changed or said any more: the process must end, and read
+//! * After a write whose outcome is not known, or a panic, nothing is changed or said any more: the process must end, and read
 //!   its file again.
 //! * One process has the folder at a time.
 
@@ -18,6 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, File},
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -34,8 +35,11 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
-    /// Another router has the folder.
-    #[error("another router uses the data folder {dir}: stop it, or give this one another --data-dir")]
+    /// Another process has the folder.
+    #[error(
+        "the data folder {dir} is in use by another process, a router or the supervisor of `kv local` (whose router \
+         keeps its data in the folder `router` in it): stop it, or give this one another --data-dir"
+    )]
     InUse {
         /// The folder.
         dir: PathBuf,
@@ -147,7 +151,9 @@ impl ConfigStore {
         // The turn goes with the write: it ends when the write has ended, whether or not the caller still waits.
         let change = move || {
             let _turn = turn;
-            inner.carry_out(&command)
+            // Nobody looks at what a panic left half done: the store has failed, before anyone has the next turn.
+            let result = catch_unwind(AssertUnwindSafe(|| inner.carry_out(&command)));
+            result.unwrap_or_else(|_| Err(inner.fail("carrying out a change panicked".to_owned())))
         };
         match tokio::task::spawn_blocking(change).await {
             Ok(result) => result,
@@ -180,14 +186,17 @@ impl Inner {
         if next.map.version != before {
             map_file::write(&self.dir, &next).map_err(|error| match error {
                 WriteError::NotWritten(_) => CasError::NotWritten(error.to_string()),
-                WriteError::Unknown(_) => {
-                    self.failure.send_replace(Some(error.to_string()));
-                    CasError::Unknown(error.to_string())
-                }
+                WriteError::Unknown(_) => self.fail(error.to_string()),
             })?;
             self.published.send_replace(Arc::new(next));
         }
         Ok(applied)
+    }
+
+    /// From now on the store is of no use.
+    fn fail(&self, why: String) -> CasError {
+        self.failure.send_replace(Some(why.clone()));
+        CasError::Unknown(why)
     }
 }
 
@@ -287,12 +296,26 @@ mod tests {
         assert_eq!(store.get().map.nodes, []);
     }
 
+    #[tokio::test]
+    async fn after_a_panic_the_store_says_nothing_more() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
+        store.cas(register("a", 1)).await.expect("registered");
+        // No file is like this; the next node lets partitions be created, for which there is no place.
+        let whole = store.get();
+        store.inner.published.send_replace(Arc::new(Cluster { carried_out: Vec::new(), ..Cluster::clone(&whole) }));
+        assert!(matches!(store.cas(register("b", 1)).await, Err(CasError::Unknown(_))));
+        store.inner.published.send_replace(whole);
+        assert!(matches!(store.cas(register("b", 1)).await, Err(CasError::Unknown(_))));
+        assert!(store.failed().await.contains("panicked"));
+    }
+
     #[test]
     fn two_routers_cannot_share_a_folder() {
         let dir = tempfile::tempdir().expect("a folder");
         let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
         let error = ConfigStore::open(dir.path(), SHAPE).expect_err("in use");
-        assert!(error.to_string().contains("another router uses"), "{error}");
+        assert!(error.to_string().contains("in use by another process"), "{error}");
         drop(store);
         ConfigStore::open(dir.path(), SHAPE).expect("free again");
     }

@@ -14,10 +14,11 @@
 //! * A proposal is made in the name of the node that sends it, with the disk that it registered.
 //! * A node that reads slowly gets the newest map when it reads again, and none of those between.
 //! * What a stranger can make the controller hold is bounded: 4 KiB before the hello.
+//! * Who has not registered within [`Settings::hello_timeout`] of the accept is gone, whatever it has sent by then.
 
 use super::{
     config_store::{CasError, ConfigStore},
-    server::{Present, PresentNode, Settings, within},
+    server::{Present, PresentNode, Settings},
 };
 use kv_proto::{
     cluster_map::Node,
@@ -37,6 +38,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::watch,
+    time::{Instant, sleep_until, timeout_at},
 };
 
 /// Longest message of a node, in bytes: proposals for every partition of the largest cluster fit.
@@ -70,6 +72,10 @@ impl From<FrameError> for End {
     }
 }
 
+fn late(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
+}
+
 fn refused(code: ErrorCode, message: impl Into<String>) -> End {
     End::Refused(WireError::new(code, message))
 }
@@ -87,6 +93,7 @@ pub(super) async fn serve(stream: TcpStream, store: ConfigStore, settings: &Sett
         input: Vec::new(),
         output: Vec::new(),
         state: State::New,
+        due: Instant::now() + settings.hello_timeout,
         maps,
     };
     let Err(end) = connection.run().await;
@@ -133,6 +140,8 @@ struct Connection<'a> {
     /// To be sent.
     output: Vec<u8>,
     state: State,
+    /// When a stranger must have registered.
+    due: Instant,
     maps: watch::Receiver<Arc<Cluster>>,
 }
 
@@ -146,18 +155,18 @@ impl Connection<'_> {
 
     async fn run(&mut self) -> Result<std::convert::Infallible, End> {
         loop {
-            let patience = match self.state {
-                State::New => self.settings.hello_timeout,
-                State::Welcome | State::Registered { .. } => self.settings.idle_timeout,
-            };
+            let (deadline, what) = self.deadline();
             self.input.reserve(READ_BYTES);
             tokio::select! {
+                // The time is looked at first, so that it also ends for who never stops sending.
+                biased;
+                () = sleep_until(deadline) => return Err(late(what).into()),
                 changed = self.maps.changed(), if matches!(self.state, State::Registered { .. }) => {
                     if changed.is_ok() {
                         self.push_map();
                     }
                 }
-                read = within(patience, "nothing was received", self.stream.read_buf(&mut self.input)) => {
+                read = self.stream.read_buf(&mut self.input) => {
                     if read? == 0 {
                         return Err(End::Gone(io::ErrorKind::UnexpectedEof.into()));
                     }
@@ -168,9 +177,20 @@ impl Connection<'_> {
         }
     }
 
+    /// Until when the other end must do its part, and what became of it if it does not.
+    fn deadline(&self) -> (Instant, &'static str) {
+        match self.state {
+            State::New | State::Welcome => (self.due, "it did not register in time"),
+            State::Registered { .. } => {
+                (Instant::now() + self.settings.idle_timeout, "it was silent, or did not read, for too long")
+            }
+        }
+    }
+
     async fn flush(&mut self) -> io::Result<()> {
         if !self.output.is_empty() {
-            within(self.settings.idle_timeout, "nothing was taken", self.stream.write_all(&self.output)).await?;
+            let (deadline, what) = self.deadline();
+            timeout_at(deadline, self.stream.write_all(&self.output)).await.map_err(|_| late(what))??;
             self.output.clear();
             self.output.shrink_to(READ_BYTES);
         }

@@ -142,12 +142,13 @@ pub(super) fn write(dir: &Path, cluster: &Cluster) -> Result<(), WriteError> {
     let text = serde_json::to_string_pretty(&kept).and_then(RawValue::from_string);
     let text = text.map_err(|e| WriteError::NotWritten(e.into()))?;
     let envelope = Envelope { format: FORMAT, checksum: checksum(text.get()), cluster: &text };
+    let mut bytes = serde_json::to_vec(&envelope).map_err(|e| WriteError::NotWritten(e.into()))?;
+    bytes.push(b'\n');
 
     let (path, beside) = (dir.join(NAME), dir.join(format!("{NAME}.new")));
     let written = || -> io::Result<()> {
         let mut file = File::create(&beside)?;
-        serde_json::to_writer(io::BufWriter::new(&file), &envelope)?;
-        file.write_all(b"\n")?;
+        file.write_all(&bytes)?;
         file.sync_all()
     };
     written().map_err(WriteError::NotWritten)?;
@@ -197,6 +198,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         write(dir.path(), &cluster()).expect("written");
         fs::write(dir.path().join("cluster-map.json.new"), b"{\"format\": 1, ").expect("a remnant");
+        assert_eq!(read(dir.path()).expect("read"), Some(cluster()));
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        write(dir.path(), &cluster()).expect("written");
+        std::os::unix::fs::symlink("/dev/full", dir.path().join("cluster-map.json.new")).expect("a full disk");
+        let mut next = cluster();
+        next.map.nodes.clear();
+        assert!(matches!(write(dir.path(), &next), Err(WriteError::NotWritten(_))));
         assert_eq!(read(dir.path()).expect("read"), Some(cluster()));
     }
 

@@ -10,7 +10,6 @@ use kv_proto::{
 };
 use std::{
     collections::HashMap,
-    future::Future,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -27,9 +26,9 @@ pub(crate) struct Settings {
     pub(crate) router: NodeId,
     /// What a client of this router can rely on.
     pub(crate) limits: Limits,
-    /// How long a stranger may take to say hello.
+    /// How long a stranger may take to say hello and register, counted from the accept.
     pub(crate) hello_timeout: Duration,
-    /// How long a node may say nothing, not even ping; and how long it may take to read what it was sent.
+    /// How long a registered node may say nothing, not even ping; and how long it may take to read what it was sent.
     pub(crate) idle_timeout: Duration,
 }
 
@@ -138,17 +137,5 @@ pub(crate) async fn pause_after(error: &io::Error) {
     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
         tracing::warn!(%error, "a connection could not be accepted");
         tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Gives an operation its time; `what` says what did not happen in it.
-pub(crate) async fn within<T>(
-    time: Duration,
-    what: &str,
-    operation: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
-    match tokio::time::timeout(time, operation).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{what} for {} s", time.as_secs()))),
     }
 }

@@ -9,7 +9,7 @@
 use super::{
     Inner,
     error::ApiError,
-    exchange::{Body, Reply, insert_origin, reply},
+    exchange::{Body, Budget, Reply, insert_origin, reply},
     finish, json_body, json_limit, query, value,
 };
 use bytes::Bytes;
@@ -54,9 +54,8 @@ impl Inner {
         };
         self.limits.check_key(key.as_bytes())?;
         let Some(entry) = self.client.get(key.as_bytes()).await? else { return Ok(key_not_found()) };
-        let held = self.budget.hold(2 * entry.value.len())?;
-        let answer = value::to_answer(&key, &entry.content_type, &entry.value);
-        let mut reply = reply(StatusCode::OK, value::JSON, Body::from(answer).holding(held));
+        let body = value_body(&self.budget, &key, &entry.content_type, &entry.value)?;
+        let mut reply = reply(StatusCode::OK, value::JSON, body);
         insert_origin(reply.headers_mut(), entry.version, entry.at);
         Ok(reply)
     }
@@ -75,6 +74,15 @@ impl Inner {
     }
 }
 
+/// The answer with a value. It may be several times as long as the value (control characters are six characters in
+/// JSON), which is known once it is there: from then on it counts with all that it takes.
+fn value_body(budget: &Budget, key: &str, content_type: &str, value: &[u8]) -> Result<Body, ApiError> {
+    let mut held = budget.hold(value.len())?;
+    let answer = value::to_answer(key, content_type, value);
+    budget.grow(&mut held, answer.capacity())?;
+    Ok(Body::from(answer).holding(held))
+}
+
 const KEY_OF_QUERY: &str = "name it in the query, as in ?key=name";
 const KEY_OF_POST: &str = r#"name it in the query, as in ?key=name, or in the body, as in {"key": "name"}"#;
 
@@ -84,4 +92,23 @@ fn key_not_found() -> Reply {
 
 fn status(status: StatusCode, body: &'static str) -> Reply {
     reply(status, value::JSON, Body::from(body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_with_all_that_it_takes() {
+        let value = [1; 4096];
+        let small = Budget::new(6 * value.len());
+        let error = value_body(&small, "k", value::TEXT, &value).expect_err("its characters alone take all");
+        assert_eq!(error.status, StatusCode::TOO_MANY_REQUESTS);
+        assert!(small.hold(6 * value.len()).is_ok(), "given back");
+        let large = Budget::new(16 * value.len());
+        let body = value_body(&large, "k", value::TEXT, &value).expect("room");
+        assert!(large.hold(10 * value.len()).is_err(), "6 of 16 are held at least");
+        drop(body);
+        assert!(large.hold(16 * value.len()).is_ok());
+    }
 }

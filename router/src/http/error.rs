@@ -2,7 +2,7 @@
 //!
 //! | what happened | status | outcome |
 //! |---|---|---|
-//! | the request cannot be carried out as it is | 400, 404, 405, 408, 413, 415 | `not_applied` |
+//! | the request cannot be carried out as it is | 400, 404, 405, 408, 413, 414, 415, 431 | `not_applied` |
 //! | its condition does not hold | 412 | `not_applied` |
 //! | more is asked than can be held | 429 with `Retry-After` | `not_applied` |
 //! | nobody can serve it now | 503 with `Retry-After` | `not_applied` |
@@ -18,7 +18,6 @@ use super::{
     exchange::{Body, Reply},
     json_body::BodyError,
     query::AddressError,
-    route::LISTING,
 };
 use hyper::{
     Method, StatusCode,
@@ -65,7 +64,7 @@ impl ApiError {
 
     pub(super) fn unknown_route(path: &str) -> Self {
         let shown: String = path.chars().take(100).collect();
-        let detail = format!("there is nothing at {shown}; the addresses are:\n{LISTING}");
+        let detail = format!("there is nothing at {shown}: GET / lists the addresses");
         ApiError::new(StatusCode::NOT_FOUND, "unknown_route", detail)
     }
 

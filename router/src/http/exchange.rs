@@ -56,7 +56,7 @@ impl Budget {
     }
 
     /// Makes a part larger if it is smaller than `bytes`.
-    fn grow(&self, held: &mut Held, bytes: usize) -> Result<(), ApiError> {
+    pub(super) fn grow(&self, held: &mut Held, bytes: usize) -> Result<(), ApiError> {
         let more = bytes.saturating_sub(held.permit.num_permits() * 1024);
         held.permit.merge(self.hold(more)?.permit);
         Ok(())

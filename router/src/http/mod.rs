@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Everything that can be decided without a socket is a function of its own beside its tests: `query.rs`,
-//! `json_body.rs`, `value.rs`, `conditions.rs`, `error.rs`, `route.rs`.
+//! `head.rs`, `json_body.rs`, `value.rs`, `conditions.rs`, `error.rs`, `route.rs`.
 //!
 //! # Invariants
 //! * An error answer says what became of the request; a success is told only after the cluster promised it.
-//! * Limits are checked before memory is taken, and apply to decoded keys and values.
+//! * Limits are checked before memory is taken, and apply to decoded keys and values; those of heads stand in
+//!   `head.rs`.
 //! * A write that was begun is finished, whether or not its caller still listens.
 //!
 //! What it lacks: TLS, authentication, HTTP/2, and compression.
@@ -22,6 +23,7 @@ mod error;
 mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod head;
 mod json_body;
 mod query;
 mod raw;
@@ -92,6 +94,9 @@ impl Api {
 
 impl Inner {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
+        if let Err(error) = head::check(&request) {
+            return error.problem();
+        }
         let path = request.uri().path().to_string();
         let Some(route) = Route::find(&path) else { return ApiError::unknown_route(&path).problem() };
         let result = if route.allows(request.method(), self.get_deletes) {

@@ -12,10 +12,13 @@ use super::{
 use hyper::{
     Method, Request, StatusCode,
     body::Incoming,
-    header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue},
+    header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue},
 };
 use kv_client::{PutOptions, Written};
 use kv_proto::{ids::Version, request::Condition, response::Answered};
+
+/// A stored page may be looked at, but is a stranger to this API: its scripts must not run with what is allowed here.
+const NO_SCRIPTS: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'");
 
 impl Inner {
     pub(super) async fn value(&self, key: &str, request: Request<Incoming>) -> Result<Reply, ApiError> {
@@ -47,6 +50,7 @@ impl Inner {
             }
         };
         insert_version(reply.headers_mut(), entry.version, entry.at);
+        reply.headers_mut().insert(CONTENT_SECURITY_POLICY, NO_SCRIPTS);
         Ok(reply)
     }
 

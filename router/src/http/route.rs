@@ -1,11 +1,11 @@
 //! The addresses of the API: which path leads where, and by which methods.
 //!
-//! The table is small and fixed, so that it is a `match`; [`LISTING`] tells people of it. A trailing slash changes nothing,
+//! The table is small and fixed, so that it is a `match`; `GET /` tells people of it. A trailing slash changes nothing,
 //! except behind `/v1/kv/`, where everything that follows is the key.
 
 use hyper::Method;
 
-/// The addresses as `/` and a wrong address tell them.
+/// The addresses as `/` tells them.
 pub(super) const LISTING: &str = "\
 POST|PUT /put             body {\"key\": \"…\", \"value\": any JSON}
 GET|POST /get?key=KEY     the value as JSON; POST takes {\"key\": \"…\"} as well

@@ -7,7 +7,7 @@
 //! * A last answer is read before the connection closes, even if a part of the request was not.
 
 use super::{
-    Api,
+    Api, head,
     watched_stream::{Exchanges, Patience, WatchedStream},
 };
 use crate::controller::server::{pause_after, stopped};
@@ -22,10 +22,6 @@ use tokio::{
     time::timeout,
 };
 
-/// Longest head of a request, in bytes: a key of 4 KiB fits with every byte percent-encoded.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Most headers of a request.
-const MAX_HEADERS: usize = 100;
 /// Most connections that are being told that there are too many.
 const MAX_REJECTIONS: usize = 64;
 /// How long requests may go on after the router was asked to stop.
@@ -58,6 +54,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, settings: Settings, m
         idle: Duration::from_secs(60),
         // A connection whose request waits for the cluster is not stalled.
         stall: Duration::from_secs(60).max(settings.deadline + Duration::from_secs(10)),
+        backlog: Duration::from_secs(60),
     };
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
@@ -105,8 +102,8 @@ async fn serve_connection(stream: TcpStream, api: Api, patience: Patience, mut s
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .max_header_size(MAX_HEAD_BYTES)
-        .max_headers(MAX_HEADERS)
+        .max_header_size(head::PARSER_MAX_BYTES)
+        .max_headers(head::PARSER_MAX_HEADERS)
         // hyper's `pipeline_flush` stays off: it keeps back the last answer while unread bytes of the request remain.
         // Whoever closes its half after the request, as `nc -N` does, still gets the answer.
         .half_close(true)

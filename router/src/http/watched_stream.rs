@@ -8,6 +8,7 @@
 //! | has sent a part of a request's head | [`Patience::head`] since its first byte |
 //! | has nothing to say | [`Patience::idle`] since the last byte, either way |
 //! | is being served | [`Patience::stall`] since the last byte, either way |
+//! | leaves a part of an answer unread | besides, [`Patience::backlog`] since then, and a second more for each [`SLOWEST_BYTES_PER_S`] that it reads |
 
 use std::{
     io,
@@ -24,6 +25,9 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+/// Who reads answers faster than this on the whole has all the time that they need, in bytes per second.
+const SLOWEST_BYTES_PER_S: u64 = 16 * 1024;
+
 /// How long the other end may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
@@ -33,6 +37,9 @@ pub(super) struct Patience {
     pub(super) idle: Duration,
     /// For a byte more of a body or an answer.
     pub(super) stall: Duration,
+    /// For an answer that it reads slower than [`SLOWEST_BYTES_PER_S`]: without this, a byte now and then would hold
+    /// the answer for ever.
+    pub(super) backlog: Duration,
 }
 
 /// Counts the requests of one connection; shared by its stream and its service.
@@ -75,6 +82,14 @@ impl Drop for Exchange {
     }
 }
 
+/// An answer of which the socket has not taken everything.
+#[derive(Clone, Copy, Debug)]
+struct Backlog {
+    since: Instant,
+    /// Bytes that were taken since then.
+    taken: u64,
+}
+
 /// The socket.
 #[derive(Debug)]
 pub(super) struct WatchedStream<S> {
@@ -86,6 +101,7 @@ pub(super) struct WatchedStream<S> {
     /// When the first byte of a head came that is not complete.
     head_since: Option<Instant>,
     last_byte: Instant,
+    backlog: Option<Backlog>,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -93,7 +109,7 @@ impl<S> WatchedStream<S> {
     pub(super) fn new(inner: S, exchanges: Exchanges, patience: Patience) -> Self {
         let now = Instant::now();
         let timer = Box::pin(sleep_until(now + patience.idle));
-        WatchedStream { inner, exchanges, patience, seen: 0, head_since: None, last_byte: now, timer }
+        WatchedStream { inner, exchanges, patience, seen: 0, head_since: None, last_byte: now, backlog: None, timer }
     }
 
     /// Whether it was given up in the middle of a head; and the socket.
@@ -114,13 +130,18 @@ impl<S> WatchedStream<S> {
     /// Ready when the other end has had its time.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         self.notice_exchanges();
-        let (deadline, what) = match self.head_since {
+        let mut end = match self.head_since {
             _ if self.exchanges.is_serving() => {
                 (self.last_byte + self.patience.stall, "a byte of the body or the answer")
             }
             Some(since) => (since + self.patience.head, "the rest of the head"),
             None => (self.last_byte + self.patience.idle, "a request"),
         };
+        if let Some(Backlog { since, taken }) = self.backlog {
+            let time = self.patience.backlog + Duration::from_millis(taken * 1000 / SLOWEST_BYTES_PER_S);
+            end = end.min((since + time, "the answer to be read"));
+        }
+        let (deadline, what) = end;
         loop {
             // Moving the timer costs more than letting it ring too early, so it is moved only to be in time.
             if self.timer.deadline() > deadline {
@@ -144,6 +165,15 @@ impl<S> WatchedStream<S> {
             Poll::Pending => self.poll_late(cx).map(Err),
         }
     }
+
+    fn watch_write(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match (&result, &mut self.backlog) {
+            (Poll::Pending, None) => self.backlog = Some(Backlog { since: Instant::now(), taken: 0 }),
+            (Poll::Ready(Ok(count)), Some(backlog)) => backlog.taken += *count as u64,
+            _ => {}
+        }
+        self.watch(cx, result)
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
@@ -164,7 +194,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_write(cx, bytes);
-        this.watch(cx, result)
+        this.watch_write(cx, result)
     }
 
     fn poll_write_vectored(
@@ -174,7 +204,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_write_vectored(cx, slices);
-        this.watch(cx, result)
+        this.watch_write(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,7 +212,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        // hyper flushes once it has written all that it has.
+        this.backlog = None;
+        Pin::new(&mut this.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -195,8 +228,12 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
-    const PATIENCE: Patience =
-        Patience { head: Duration::from_secs(5), idle: Duration::from_secs(60), stall: Duration::from_secs(30) };
+    const PATIENCE: Patience = Patience {
+        head: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+        stall: Duration::from_secs(30),
+        backlog: Duration::from_secs(45),
+    };
 
     fn watched() -> (DuplexStream, WatchedStream<DuplexStream>, Exchanges) {
         let (peer, inner) = duplex(16);
@@ -267,5 +304,48 @@ mod tests {
         let start = Instant::now();
         let error = stream.write_all(&[0; 100]).await.expect_err("16 bytes fit");
         assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, 30));
+    }
+
+    /// Reads `bytes` every second, for ever.
+    fn read_slowly(mut peer: DuplexStream, bytes: usize) {
+        tokio::spawn(async move {
+            let mut buffer = vec![0; bytes];
+            while peer.read_exact(&mut buffer).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_read_byte_by_byte_is_given_up() {
+        let (peer, mut stream, exchanges) = watched();
+        let _exchange = exchanges.begin();
+        read_slowly(peer, 1);
+        let start = Instant::now();
+        let error = stream.write_all(&[0; 1000]).await.expect_err("it would take 984 s");
+        assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, 45));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_answer_has_its_time() {
+        let (peer, mut stream, exchanges) = watched();
+        read_slowly(peer, 1);
+        for _ in 0..4 {
+            let _exchange = exchanges.begin();
+            stream.write_all(&[0; 40]).await.expect("40 s at most");
+            stream.flush().await.expect("nothing is left");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_slowly_but_fast_enough_gets_the_longest_answer() {
+        let (peer, inner) = duplex(64 * 1024);
+        let exchanges = Exchanges::default();
+        let mut stream = WatchedStream::new(inner, exchanges.clone(), PATIENCE);
+        let _exchange = exchanges.begin();
+        read_slowly(peer, SLOWEST_BYTES_PER_S as usize);
+        let start = Instant::now();
+        stream.write_all(&vec![0; 6 * 16 * 1024 * 1024]).await.expect("in time");
+        assert!(start.elapsed() > Duration::from_secs(6000), "{:?}", start.elapsed());
     }
 }

@@ -109,7 +109,7 @@ async fn what_cannot_be_started_is_told_in_a_sentence() {
         (error.to_string(), dir)
     };
     let (error, dir) = refused(vec![], dir).await;
-    assert!(error.contains("another router uses the data folder"), "{error}");
+    assert!(error.contains("is in use by another process, a router or the supervisor of `kv local`"), "{error}");
     let address = router.http.to_string();
     let other = tempfile::tempdir().expect("a folder");
     let (error, _) = refused(vec!["--http".into(), address.clone()], other).await;

@@ -54,13 +54,13 @@ async fn who_dawdles_is_given_up() {
 #[tokio::test]
 async fn floods_and_garbage_are_refused() {
     let cluster = Cluster::start().await;
-    let long_value = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(20_000));
+    let long_value = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000));
+    let long_address = format!("GET /{} HTTP/1.1\r\n\r\n", "y".repeat(40_000));
     let endless = format!("GET / HTTP/1.1\r\n{}", "x: y\r\n".repeat(50_000));
-    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101));
     for (bytes, status) in [
         (long_value.as_bytes(), 431),
         (endless.as_bytes(), 431),
-        (many.as_bytes(), 431),
+        (long_address.as_bytes(), 431),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
         (b"\xc5\x4b\x01\x00\x00\x00\x00\x00\r\n\r\n", 400),
         (b"GET /get?key=a b HTTP/1.1\r\n\r\n", 400),
@@ -75,6 +75,32 @@ async fn floods_and_garbage_are_refused() {
         http.closed().await;
     }
     assert_eq!(cluster.ask("GET /healthz", &[], b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn too_large_a_head_is_told_so() {
+    let cluster = Cluster::start().await;
+    let (long, many) = ("y".repeat(17_000), "x: y\r\n".repeat(101));
+    for (head, status, code) in [
+        (format!("GET /get?key=a HTTP/1.1\r\nx: {long}\r\n"), 431, "head_too_large"),
+        (format!("GET /get?key=a HTTP/1.1\r\n{many}"), 431, "head_too_large"),
+        (format!("GET /{long} HTTP/1.1\r\n"), 414, "uri_too_long"),
+        (format!("PUT /v1/kv/{long} HTTP/1.1\r\ncontent-length: 1000000\r\n"), 414, "uri_too_long"),
+    ] {
+        let mut http = cluster.http().await;
+        http.send(format!("{head}x-request-id: mine\r\n\r\n").as_bytes()).await;
+        let answer = http.answer().await.expect("an answer");
+        let json = answer.json();
+        assert_eq!(
+            (answer.status, json["code"].as_str(), json["outcome"].as_str()),
+            (status, Some(code), Some("not_applied"))
+        );
+        assert_eq!(
+            (answer.header("content-type"), answer.header("x-request-id")),
+            ("application/problem+json", "mine")
+        );
+        http.closed().await;
+    }
 }
 
 #[tokio::test]
