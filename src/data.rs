@@ -7,7 +7,9 @@ use crate::{
     output,
 };
 use anyhow::{Context, bail};
-use hyper::{Method, StatusCode, body::Bytes};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hyper::{Method, StatusCode, body::Bytes, header::CONTENT_TYPE};
+use serde_json::json;
 use std::{
     ffi::{OsStr, OsString},
     io::{self, Read},
@@ -23,6 +25,9 @@ const EXIT_MISSING: u8 = 1;
 pub(crate) struct GetOptions {
     /// The key
     key: OsString,
+    /// Print key, value and version as a line of JSON; a value that is no UTF-8 in base64
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     cluster: ClusterOptions,
 }
@@ -38,6 +43,9 @@ pub(crate) struct PutOptions {
     /// Kept with the value and told to who reads it, as in application/json
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
+    /// Print key and version as a line of JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     cluster: ClusterOptions,
 }
@@ -47,14 +55,17 @@ pub(crate) struct PutOptions {
 pub(crate) struct DeleteOptions {
     /// The key
     key: OsString,
+    /// Print key and version as a line of JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     cluster: ClusterOptions,
 }
 
 pub(crate) async fn get(options: GetOptions) -> anyhow::Result<ExitCode> {
     let answer = ask(&options.cluster, Method::GET, &options.key, None, Bytes::new()).await?;
-    if !succeeded(&answer)? {
-        return Ok(missing(&options.key));
+    if options.json || !succeeded(&answer)? {
+        return told(&options.key, &answer, options.json);
     }
     // Whoever reads only the beginning has what it wants.
     output::bytes(&answer.body).context("cannot write the value to stdout")?;
@@ -72,12 +83,12 @@ pub(crate) async fn put(options: PutOptions) -> anyhow::Result<ExitCode> {
     };
     let content_type = options.content_type.as_deref();
     let answer = ask(&options.cluster, Method::PUT, &options.key, content_type, value).await?;
-    Ok(if succeeded(&answer)? { ExitCode::SUCCESS } else { missing(&options.key) })
+    told(&options.key, &answer, options.json)
 }
 
 pub(crate) async fn delete(options: DeleteOptions) -> anyhow::Result<ExitCode> {
     let answer = ask(&options.cluster, Method::DELETE, &options.key, None, Bytes::new()).await?;
-    Ok(if succeeded(&answer)? { ExitCode::SUCCESS } else { missing(&options.key) })
+    told(&options.key, &answer, options.json)
 }
 
 async fn ask(
@@ -93,9 +104,35 @@ async fn ask(
     Api::new(cluster)?.send(method, &key_path(key.as_bytes()), content_type, value).await
 }
 
-fn missing(key: &OsStr) -> ExitCode {
-    eprintln!("kv: the key {} has no value", key.display());
-    ExitCode::from(EXIT_MISSING)
+/// Tells how it went, as JSON on stdout or, of a missing key, in a sentence on stderr.
+fn told(key: &OsStr, answer: &Answer, json: bool) -> anyhow::Result<ExitCode> {
+    let found = succeeded(answer)?;
+    if json {
+        output::line(as_json(key, answer, found));
+    } else if !found {
+        eprintln!("kv: the key {} has no value", key.display());
+    }
+    Ok(if found { ExitCode::SUCCESS } else { ExitCode::from(EXIT_MISSING) })
+}
+
+/// Key, value and what the headers say, as one line of JSON.
+fn as_json(key: &OsStr, answer: &Answer, found: bool) -> String {
+    let mut object = json!({ "key": key.to_string_lossy(), "found": found });
+    for (field, header) in [("version", "kv-version"), ("content_type", CONTENT_TYPE.as_str())] {
+        if let Some(text) = answer.header(header).filter(|_| found) {
+            object[field] = text.into();
+        }
+    }
+    if answer.status == StatusCode::OK {
+        match std::str::from_utf8(&answer.body) {
+            Ok(text) => object["value"] = text.into(),
+            Err(_) => {
+                object["value"] = STANDARD.encode(&answer.body).into();
+                object["encoding"] = "base64".into();
+            }
+        }
+    }
+    object.to_string()
 }
 
 /// Whether the request was carried out; false says that the key has no value. A 404 that does not say so is not from
@@ -113,6 +150,41 @@ fn succeeded(answer: &Answer) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+    fn answer(status: StatusCode, headers: &[(&'static str, &'static str)], body: &[u8]) -> Answer {
+        let header = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let headers: HeaderMap = headers.iter().map(header).collect();
+        Answer { status, headers, body: Bytes::copy_from_slice(body) }
+    }
+
+    #[test]
+    fn json_tells_value_and_version() {
+        let headers = [("kv-version", "7-1"), ("content-type", "text/plain")];
+        for (status, headers, body, told) in [
+            (
+                200,
+                &headers[..],
+                &b"v"[..],
+                r#"{"key":"k","found":true,"version":"7-1","content_type":"text/plain","value":"v"}"#,
+            ),
+            (
+                200,
+                &headers[..1],
+                &[0xFF],
+                r#"{"key":"k","found":true,"version":"7-1","value":"/w==","encoding":"base64"}"#,
+            ),
+            (204, &headers[..1], &[], r#"{"key":"k","found":true,"version":"7-1"}"#),
+            (404, &headers[1..], b"{}", r#"{"key":"k","found":false}"#),
+        ] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let line = as_json(OsStr::new("k"), &answer(status, headers, body), status.is_success());
+            let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+            assert_eq!(value(&line), value(told));
+        }
+    }
 
     #[test]
     fn failures_are_told_by_their_sentence() {
@@ -134,7 +206,7 @@ mod tests {
             (502, "oops\n", Err("the router answered 502 Bad Gateway: oops")),
         ] {
             let status = StatusCode::from_u16(status).expect("a status");
-            let answer = Answer { status, body: Bytes::from_static(body.as_bytes()) };
+            let answer = answer(status, &[], body.as_bytes());
             assert_eq!(succeeded(&answer).map_err(|e| e.to_string()), told.map_err(str::to_owned));
         }
     }

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, StatusCode, Uri,
     body::Bytes,
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{AsHeaderName, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
@@ -39,6 +39,7 @@ pub(crate) struct Api {
 /// What a router answered.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
@@ -51,6 +52,11 @@ struct Problem {
 }
 
 impl Answer {
+    /// A header, if it is there and is text.
+    pub(crate) fn header(&self, name: impl AsHeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
     fn problem(&self) -> Option<Problem> {
         serde_json::from_slice(&self.body).ok()
     }
@@ -107,10 +113,10 @@ impl Api {
         let request = request.body(Full::new(body.into()))?;
         let exchange = async {
             let response = self.client.request(request).await.map_err(|e| self.reason(e))?;
-            let status = response.status();
+            let (status, headers) = (response.status(), response.headers().clone());
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
             let body = body.map_err(|e| anyhow!("its answer broke off: {e}"))?.to_bytes();
-            anyhow::Ok(Answer { status, body })
+            anyhow::Ok(Answer { status, headers, body })
         };
         match tokio::time::timeout(DEADLINE, exchange).await {
             Ok(answer) => answer.with_context(|| format!("no answer from the router at {}", self.base)),

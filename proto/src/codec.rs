@@ -64,6 +64,11 @@ pub fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, DecodeE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        ids::{Epoch, Lsn, PartitionId},
+        limits::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES},
+        replication::{Effect, PeerBatch, PeerBody, PeerMessage, Position, Record},
+    };
 
     #[test]
     fn a_hostile_length_is_an_error_and_not_an_allocation() {
@@ -71,6 +76,20 @@ mod tests {
         bytes.extend([0; 8]);
         assert!(matches!(decode::<Vec<u64>>(&bytes), Err(DecodeError::Malformed(_))));
         assert!(matches!(decode::<&[u8]>(&bytes), Err(DecodeError::Malformed(_))));
+        let bytes = (DECODE_LIMIT as u64).to_le_bytes();
+        let refused = Err(DecodeError::Malformed("LimitExceeded".to_owned()));
+        assert_eq!(decode::<Vec<u8>>(&bytes), refused, "the length itself counts too");
+    }
+
+    #[test]
+    fn the_longest_message_is_taken() {
+        let (key, value) = (vec![1; MAX_KEY_BYTES], vec![2; HIGHEST_MAX_VALUE_BYTES]);
+        let content_type = "x".repeat(MAX_CONTENT_TYPE_BYTES);
+        let put = Effect::Put { key: &key, content_type: &content_type, value: &value };
+        let record = Record { position: Position::default(), operation_id: None, payload: encode(&put).into() };
+        let body = PeerBody::Prepare { previous: Position::default(), committed: Lsn(0), records: vec![record] };
+        let batch = PeerBatch { messages: vec![PeerMessage { partition: PartitionId(0), epoch: Epoch(1), body }] };
+        assert_eq!(decode(&encode(&batch)), Ok(batch));
     }
 
     #[test]

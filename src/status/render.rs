@@ -389,7 +389,7 @@ PARTITION  SHARD  EPOCH  LEADER         FOLLOWERS        COMMITTED  LAG  DIGESTS
         let mut leaderless = topology(Some(vec![replica(0, Role::Follower, 7, "aa")]));
         leaderless.nodes[1].stats = None;
         let text = render(&leaderless, true);
-        assert!(text.contains("  1  unknown  unknown  2 unknown"), "{text}");
+        assert!(text.contains("  1    unknown  unknown  2 unknown"), "{text}");
         assert_eq!(text.matches("unknown  unknown  unknown").count(), 2, "{text}");
         let mut other_disk = topology(Some(vec![replica(0, Role::Refused, 7, "aa")]));
         other_disk.nodes[0].stats.as_mut().expect("there").disk = DiskId(77);

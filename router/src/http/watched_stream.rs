@@ -8,7 +8,7 @@
 //! | has sent a part of a request's head | [`Patience::head`] since its first byte |
 //! | has nothing to say | [`Patience::idle`] since the last byte, either way |
 //! | is being served | [`Patience::stall`] since the last byte, either way |
-//! | leaves a part of an answer unread | besides, [`Patience::backlog`] since then, and a second more for each [`SLOWEST_BYTES_PER_S`] that it reads |
+//! | leaves a part of an answer unread | besides, [`Patience::backlog`] since then, longer by what it reads meanwhile |
 
 use std::{
     io,
@@ -25,7 +25,8 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// Who reads answers faster than this on the whole has all the time that they need, in bytes per second.
+/// For each so many bytes that the other end reads of an answer, it has a second more; who reads faster than this on the
+/// whole has all the time that it needs.
 const SLOWEST_BYTES_PER_S: u64 = 16 * 1024;
 
 /// How long the other end may take.

@@ -10,11 +10,14 @@ use kv_proto::{
     control::{Change, FromController, Proposal, ToController},
     error_code::ErrorCode,
     frame::{Kind, append_message},
-    hello::Caller,
+    hello::{Caller, Hello},
     ids::{ClusterId, DiskId, Epoch, HistoryId, Member, NodeId, PartitionId},
 };
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::{Instant, timeout},
+};
 
 async fn refusal(connection: &mut NodeConnection) -> (ErrorCode, String) {
     match connection.receive().await {
@@ -59,7 +62,7 @@ async fn strangers_are_told_what_they_did_wrong() {
     let mut http = Http::connect(router.controller).await;
     http.send(b"GET /get?key=a HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let mut answer = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut http.stream, &mut answer).await.expect("an answer");
+    http.stream.read_to_string(&mut answer).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("this is the controller's port"), "{answer}");
 }
 
@@ -138,7 +141,7 @@ async fn a_name_belongs_to_one_process_at_a_time() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), registered).await.expect("the name is free again");
+    timeout(Duration::from_secs(30), registered).await.expect("the name is free again");
 }
 
 #[tokio::test]
@@ -203,10 +206,42 @@ async fn who_reads_slowly_gets_the_newest_map_and_not_all_of_them() {
 async fn who_is_silent_is_given_up() {
     let mut cluster = Cluster::start().await;
     tokio::time::pause();
-    let start = tokio::time::Instant::now();
+    let start = Instant::now();
     let mut silent = NodeConnection::connect(&cluster.router).await;
     assert!(matches!(silent.receive().await, Received::End));
     assert_eq!(start.elapsed().as_secs(), 5, "before the hello");
     assert!(matches!(cluster.registered.receive().await, Received::End));
     assert_eq!(start.elapsed().as_secs(), 10, "a node pings more often");
+}
+
+fn message(kind: Kind, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    append_message(&mut bytes, kind, 1, |b| b.extend_from_slice(body));
+    bytes
+}
+
+#[tokio::test]
+async fn who_does_not_register_in_time_is_given_up_whatever_it_sends() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let router = Running::start(options(&dir, &[])).await;
+    let node = FakeNode::start().await.node("n0");
+    let hello = message(Kind::Hello, &codec::encode(&Hello { cluster: None, caller: Caller::Node, executor: None }));
+    let register = message(Kind::ToController, &codec::encode(&ToController::Register { cluster: None, node }));
+    let ping = message(Kind::ToController, &codec::encode(&ToController::Ping));
+    tokio::time::pause();
+    for (what, pieces, seconds) in [
+        ("a hello, byte by byte", hello.chunks(1).collect(), 5),
+        ("a hello, and pings", [vec![&hello[..]], vec![&ping[..]; 20]].concat(), 5),
+        ("a registration, and pings", [vec![&hello[..], &register[..]], vec![&ping[..]; 20]].concat(), 22),
+    ] {
+        let (mut connection, start) = (NodeConnection::connect(&router).await, Instant::now());
+        for piece in pieces {
+            // It may be closed already, which the read sees.
+            let _ = connection.stream.write_all(piece).await;
+            if timeout(Duration::from_secs(1), connection.stream.read_to_end(&mut Vec::new())).await.is_ok() {
+                break;
+            }
+        }
+        assert_eq!(start.elapsed().as_secs(), seconds, "{what}");
+    }
 }
