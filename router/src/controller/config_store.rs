@@ -28,7 +28,9 @@ use tokio::sync::{Mutex, watch};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder cannot be made or used.
-    #[error("cannot use the data folder {dir}, which must be a folder that this user may write; choose another by --data-dir")]
+    #[error(
+        "cannot use the data folder {dir}, which must be a folder that this user may write; choose another by --data-dir"
+    )]
     Folder {
         /// The folder.
         dir: PathBuf,
