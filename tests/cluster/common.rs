@@ -169,16 +169,30 @@ impl Drop for Spawned {
     }
 }
 
-/// Sends a signal to a process of a cluster.
+/// Sends a signal to a process of a cluster. A process that is told to stop has stopped when this returns: the kernel
+/// tells its threads one by one, and each may finish what it is at.
 pub(crate) fn signal(pid: u32, signal: Signal) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
-    kill_process(pid, signal).expect("the process is there");
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(process, signal).expect("the process is there");
+    if signal == Signal::STOP {
+        let stopped = || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
+            let state = |thread: fs::DirEntry| state(&thread.path());
+            threads.flatten().all(|thread| matches!(state(thread), Some('T' | 't') | None)).then_some(())
+        };
+        until("all its threads have stopped", stopped);
+    }
+}
+
+/// The state of a process or thread, by its folder in /proc; `None` when it is gone.
+fn state(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Whether a process runs; a zombie does not.
 pub(crate) fn runs(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    !matches!(state(Path::new(&format!("/proc/{pid}"))), None | Some('Z' | 'X'))
 }
 
 /// A running cluster.
