@@ -8,16 +8,6 @@ use libfuzzer_sys::{arbitrary, arbitrary::Arbitrary, fuzz_target};
 
 /// The decoder's limit; messages of a few chunks fit.
 const LIMIT: usize = 1024 * 1024;
-const KINDS: [Kind; 8] = [
-    Kind::Hello,
-    Kind::Welcome,
-    Kind::Refusal,
-    Kind::Request,
-    Kind::Response,
-    Kind::Replication,
-    Kind::ToController,
-    Kind::FromController,
-];
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
@@ -69,7 +59,7 @@ fuzz_target!(|input: Input| {
         if body.len() > LIMIT {
             return;
         }
-        let kind = KINDS[usize::from(message.kind) % KINDS.len()];
+        let kind = Kind::ALL[usize::from(message.kind) % Kind::ALL.len()];
         append_message(&mut stream, kind, message.id, |out| out.extend_from_slice(&body));
         sent.push((kind, message.id, body));
     }

@@ -56,7 +56,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 8] = [
+    /// Every kind.
+    pub const ALL: [Kind; 8] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refusal,

@@ -14,6 +14,7 @@
 //! * Only `http/` knows HTTP.
 //! * Asked to stop, a router takes nothing new, lets what was begun come to its end, and ends.
 
+mod accept;
 pub mod controller;
 mod http;
 mod options;

@@ -85,6 +85,13 @@ fn a_killed_node_is_reported_restarted_and_refuses_its_part() {
         (!stats.replicas.is_empty() && stats.replicas.iter().all(refuses)).then_some(())
     };
     until("it refuses its part", refuses);
+    for (who, what) in [
+        ("shard1-follower ", "this node refuses its role: shard1-follower was restarted"),
+        ("shard1-leader ", "the follower was restarted and has lost what made it a member"),
+    ] {
+        let line = |l: &str| (l.contains(who) && l.contains(what)).then_some(());
+        cluster.supervisor.output.wait_for("both say so in their logs", line);
+    }
     let (code, status, _) = run(&mut cluster.kv(&["status"]));
     assert_eq!(code, 0);
     assert!(status.contains("trouble: shard1-follower, "), "{status}");

@@ -159,6 +159,22 @@ impl Executor {
         self.wake_link_tasks();
     }
 
+    /// Whether a peer, with the disk that it has now, is a follower of anything that one of its executors owns.
+    pub(super) fn is_follower(&self, member: Member, executor: ExecutorIndex) -> bool {
+        let partitions = self.common_partitions(member.node, executor);
+        let mut replicas = partitions.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
+        replicas.any(|p| p.replica.configuration().in_sync.contains(&member))
+    }
+
+    /// A peer answered with another disk than the one that made it a member: there is nothing to stream to it.
+    pub(super) fn handle_stranger(&mut self, member: Member, executor: ExecutorIndex) {
+        let now = clock::now();
+        for id in self.common_partitions(member.node, executor) {
+            self.give(now, id, Event::PeerConnected { peer: member });
+        }
+        self.finish();
+    }
+
     /// A connection to an executor of a peer is gone.
     pub(super) fn handle_link_lost(&mut self, line: LineKey, node: NodeId, executor: ExecutorIndex) {
         self.links.batches.remove(&line);

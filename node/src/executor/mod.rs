@@ -30,7 +30,10 @@ pub(crate) use lines::LineKey;
 pub(crate) use tasks::run;
 
 use crate::{clock, fatal::Heartbeat, mailbox::Sender, options::Settings, partition::Partition, wal::Wal};
-use kv_proto::ids::{ExecutorIndex, Member, PartitionId};
+use kv_proto::{
+    ids::{ExecutorIndex, Member, PartitionId},
+    stats::Role,
+};
 use kv_replication::{
     clock::Instant64,
     replica::{Action, Actions, Event, Replica, Token},
@@ -131,6 +134,7 @@ impl Executor {
     /// What the node knows of the cluster has changed. The caller ends the batch by `finish`.
     pub(crate) fn handle_view(&mut self, view: Arc<View>) {
         let now = clock::now();
+        let mut refused: Option<(usize, String)> = None;
         self.partitions.resize_with(view.map.partitions.len(), || None);
         for (id, configuration) in view.map.partitions().filter_map(|(id, p)| Some((id, p.configuration.as_ref()?))) {
             if view.owner(id) != Some(self.index) {
@@ -141,9 +145,15 @@ impl Executor {
             } else {
                 let options = self.shared.settings.replica;
                 let replica = Replica::new(id, self.shared.me, configuration.clone(), options, now);
+                if let (Role::Refused, Some(why)) = (replica.role(), replica.trouble(now)) {
+                    refused = Some((refused.map_or(1, |(count, _)| count + 1), why));
+                }
                 self.partitions[usize::from(id.0)] = Some(Box::new(Partition::new(replica)));
                 self.owned.push(id);
             }
+        }
+        if let Some((partitions, why)) = refused {
+            tracing::error!(partitions, "this node refuses its role: {why}");
         }
         self.view = Some(view);
         self.update_links();

@@ -18,7 +18,7 @@ use glommio::{
     timer::sleep,
 };
 use kv_proto::{
-    hello::{Caller, Hello},
+    hello::{Caller, Hello, Welcome},
     ids::{ExecutorIndex, Member, NodeId},
 };
 use std::{
@@ -210,7 +210,7 @@ async fn tick(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
 
 /// Keeps a connection to every executor of a peer that owns a follower of what is led here.
 async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut told) = (Backoff::default(), None);
     loop {
         let asked = with(&this, |e| {
             let cluster = e.view.as_ref().map(|v| v.map.cluster);
@@ -249,6 +249,19 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
                         with(&this, |executor| executor.forget_owners(node, wanted));
                         false
                     }
+                    Ok((_, _, welcome)) if is_stranger(&this, &welcome) => {
+                        if told != Some(welcome.disk) {
+                            tracing::error!(
+                                peer = %node,
+                                "the follower was restarted and has lost what made it a member: writes to the partitions that \
+                                 it follows are refused"
+                            );
+                            told = Some(welcome.disk);
+                        }
+                        let member = Member { node, disk: welcome.disk };
+                        with(&this, |executor| executor.handle_stranger(member, welcome.executor));
+                        false
+                    }
                     Ok((socket, received, welcome)) => {
                         with(&this, |executor| {
                             let member = Member { node, disk: welcome.disk };
@@ -272,6 +285,11 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
         };
         if done { backoff = Backoff::default() } else { sleep(backoff.next()).await }
     }
+}
+
+fn is_stranger(this: &Weak<RefCell<Executor>>, welcome: &Welcome) -> bool {
+    let member = Member { node: welcome.node, disk: welcome.disk };
+    with(this, |executor| !executor.is_follower(member, welcome.executor)).unwrap_or(false)
 }
 
 /// The wait before a failed call is tried again: doubles up to a bound.

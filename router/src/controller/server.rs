@@ -1,6 +1,7 @@
 //! The controller's listener: the binary protocol, for nodes.
 
 use super::{config_store::ConfigStore, connection};
+use crate::accept::next_connection;
 use kv_proto::{
     codec,
     error_code::{ErrorCode, WireError},
@@ -10,7 +11,6 @@ use kv_proto::{
 };
 use std::{
     collections::HashMap,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -90,20 +90,7 @@ pub(crate) async fn serve(
     let present = Arc::new(Present::default());
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            () = stopped(&mut stop) => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    pause_after(&error).await;
-                    continue;
-                }
-            },
-        };
-        // Small answers must not wait for each other; a socket without this still works.
-        let _ = stream.set_nodelay(true);
+    while let Some(stream) = next_connection(&listener, &mut connections, &mut stop).await {
         match places.clone().try_acquire_owned() {
             Ok(place) => {
                 let (store, settings, present) = (store.clone(), settings.clone(), present.clone());
@@ -123,19 +110,5 @@ pub(crate) async fn serve(
                 let _ = stream.try_write(&bytes);
             }
         }
-    }
-}
-
-/// Waits until `stop` says so, or nobody is left who could say it.
-pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Accepting fails for lack of something (files, memory) that others may give back in a moment; a peer that is gone
-/// already needs no pause.
-pub(crate) async fn pause_after(error: &io::Error) {
-    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-        tracing::warn!(%error, "a connection could not be accepted");
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

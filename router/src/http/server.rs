@@ -10,7 +10,7 @@ use super::{
     Api, head,
     watched_stream::{Exchanges, Patience, WatchedStream},
 };
-use crate::controller::server::{pause_after, stopped};
+use crate::accept::{next_connection, stopped};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, future::poll_fn, pin::Pin, sync::Arc, time::Duration};
@@ -59,20 +59,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, settings: Settings, m
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
     let mut connections = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            () = stopped(&mut stop) => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    pause_after(&error).await;
-                    continue;
-                }
-            },
-        };
-        // Small answers must not wait for each other; a socket without this still works.
-        let _ = stream.set_nodelay(true);
+    while let Some(stream) = next_connection(&listener, &mut connections, &mut stop).await {
         if let Ok(place) = places.clone().try_acquire_owned() {
             let (api, stop) = (api.clone(), stop.clone());
             connections.spawn(async move {
