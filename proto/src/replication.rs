@@ -31,6 +31,16 @@ pub struct Record {
     pub payload: Arc<[u8]>,
 }
 
+impl Record {
+    /// What the record takes in a message at most, in bytes.
+    #[must_use]
+    pub fn wire_bytes(&self) -> usize {
+        /// Position, operation id and lengths, rounded up.
+        const OVERHEAD_BYTES: usize = 64;
+        self.payload.len() + OVERHEAD_BYTES
+    }
+}
+
 /// What a record does: an effect, never a command. Conditions were decided before it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Effect<'a> {
@@ -130,9 +140,10 @@ mod tests {
             body: PeerBody::Prepare {
                 previous: Position { epoch: Epoch(1), lsn: Lsn(1) },
                 committed: Lsn(1),
-                records: vec![record],
+                records: vec![record.clone()],
             },
         };
+        assert!(codec::encode(&record).len() <= record.wire_bytes());
         let bytes = codec::encode(&PeerBatch { messages: vec![message.clone()] });
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(

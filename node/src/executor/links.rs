@@ -16,7 +16,8 @@ use kv_proto::{
     frame::{self, Kind},
     hello::Welcome,
     ids::{DiskId, ExecutorIndex, Member, NodeId, PartitionId},
-    replication::{PeerBatch, PeerBody, PeerMessage},
+    replication::{PeerBatch, PeerBody, PeerMessage, Record},
+    stats,
 };
 use kv_replication::{clock::Instant64, replica::Event};
 use std::{
@@ -70,7 +71,7 @@ pub(super) enum LinkTask {
 
 fn message_bytes(body: &PeerBody) -> usize {
     match body {
-        PeerBody::Prepare { records, .. } => 64 + records.iter().map(|r| r.payload.len() + 64).sum::<usize>(),
+        PeerBody::Prepare { records, .. } => 64 + records.iter().map(Record::wire_bytes).sum::<usize>(),
         _ => 64,
     }
 }
@@ -150,12 +151,7 @@ impl Executor {
     pub(super) fn handle_link(&mut self, line: LineKey, welcome: &Welcome) {
         let Some(peer) = self.links.peers.get_mut(&welcome.node) else { return };
         peer.lines.insert(welcome.executor, (line, welcome.disk));
-        let now = clock::now();
-        let member = Member { node: welcome.node, disk: welcome.disk };
-        for id in self.common_partitions(welcome.node, welcome.executor) {
-            self.give(now, id, Event::PeerConnected { peer: member });
-        }
-        self.finish();
+        self.handle_peer(Member { node: welcome.node, disk: welcome.disk }, welcome.executor);
         self.wake_link_tasks();
     }
 
@@ -166,8 +162,9 @@ impl Executor {
         replicas.any(|p| p.replica.configuration().in_sync.contains(&member))
     }
 
-    /// A peer answered with another disk than the one that made it a member: there is nothing to stream to it.
-    pub(super) fn handle_stranger(&mut self, member: Member, executor: ExecutorIndex) {
+    /// An executor of a peer answered: as the member that it should be, or with another disk, in which case there is
+    /// nothing to stream to it.
+    pub(super) fn handle_peer(&mut self, member: Member, executor: ExecutorIndex) {
         let now = clock::now();
         for id in self.common_partitions(member.node, executor) {
             self.give(now, id, Event::PeerConnected { peer: member });
@@ -248,9 +245,10 @@ impl Executor {
         self.touch(id);
     }
 
-    /// The partition may have something to send to its followers.
+    /// If the partition is led here, it may have something to send to its followers.
     pub(super) fn touch(&mut self, id: PartitionId) {
         if let Some(partition) = self.partitions.get_mut(usize::from(id.0)).and_then(Option::as_mut)
+            && partition.replica.role() == stats::Role::Leader
             && !mem::replace(&mut partition.queued, true)
         {
             self.links.queue.push_back(id);

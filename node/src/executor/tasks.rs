@@ -259,7 +259,7 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
                             told = Some(welcome.disk);
                         }
                         let member = Member { node, disk: welcome.disk };
-                        with(&this, |executor| executor.handle_stranger(member, welcome.executor));
+                        with(&this, |executor| executor.handle_peer(member, welcome.executor));
                         false
                     }
                     Ok((socket, received, welcome)) => {

@@ -18,8 +18,6 @@ use std::collections::VecDeque;
 /// Bytes of records in one Prepare, as they travel; a longer record travels alone. Small enough that a Prepare of
 /// many records fits into a message whatever the limit of values is.
 const PREPARE_BYTES: usize = 32 * 1024;
-/// What a record needs beside its payload, in bytes.
-const RECORD_OVERHEAD_BYTES: usize = 64;
 
 /// A leader's own state; log and watermarks are the replica's.
 #[derive(Debug)]
@@ -201,7 +199,7 @@ impl Leader {
         let previous = tail.position_at(Lsn(next.0 - 1)).expect("what a follower lacks is held");
         let (mut records, mut bytes) = (Vec::new(), 0);
         while let Some(record) = tail.get(*next) {
-            bytes += record.payload.len() + RECORD_OVERHEAD_BYTES;
+            bytes += record.wire_bytes();
             if bytes > PREPARE_BYTES && !records.is_empty() {
                 break;
             }
