@@ -17,9 +17,9 @@ mod fatal;
 mod mailbox;
 mod options;
 mod partition;
+mod pending;
 pub mod probe;
 mod process;
-mod store;
 mod transport;
 mod wal;
 

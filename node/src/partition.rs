@@ -3,10 +3,7 @@
 //!
 //! Decides what a client's operation comes to; does no I/O.
 
-use crate::store::{
-    pending::Pending,
-    table::{Entry, Table},
-};
+use crate::pending::Pending;
 use kv_proto::{
     codec,
     ids::{HistoryId, Lsn, OperationId, Version},
@@ -18,6 +15,7 @@ use kv_replication::{
     clock::Instant64,
     replica::{Actions, Event, Refusal, Replica, Token},
 };
+use kv_storage::table::{Entry, Table};
 use std::sync::Arc;
 
 /// A partition's replica and what it holds.

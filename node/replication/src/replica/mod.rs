@@ -39,6 +39,7 @@
 
 mod follower;
 mod leader;
+mod log;
 mod tail;
 
 use crate::clock::Instant64;
@@ -50,6 +51,7 @@ use kv_proto::{
     stats,
 };
 use leader::Leader;
+pub use log::{LogEntry, Restored};
 use std::{sync::Arc, time::Duration};
 use tail::Tail;
 

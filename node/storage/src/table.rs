@@ -13,7 +13,7 @@
 //! * The digest is the sum (modulo 2^64) of the hashes of all entries, so that two tables with the same entries
 //!   have the same digest, however they came by them.
 
-use super::key_hash;
+use crate::key_hash;
 use hashbrown::HashTable;
 use kv_proto::{
     ids::Lsn,
@@ -25,13 +25,13 @@ const HEADER_BYTES: usize = 11;
 
 /// An entry, borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry<'a> {
+pub struct Entry<'a> {
     /// The record that wrote it.
-    pub(crate) lsn: Lsn,
+    pub lsn: Lsn,
     /// Its media type.
-    pub(crate) content_type: &'a str,
+    pub content_type: &'a str,
     /// Its value.
-    pub(crate) value: &'a [u8],
+    pub value: &'a [u8],
 }
 
 struct Stored(Box<[u8]>);
@@ -75,18 +75,20 @@ impl Stored {
 
 /// The table.
 #[derive(Default)]
-pub(crate) struct Table {
+pub struct Table {
     entries: HashTable<Stored>,
     bytes: u64,
     digest: u64,
 }
 
 impl Table {
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Entry<'_>> {
+    /// The entry of a key.
+    pub fn get(&self, key: &[u8]) -> Option<Entry<'_>> {
         self.entries.find(key_hash(key), |s| s.key() == key).map(Stored::entry)
     }
 
-    pub(crate) fn put(&mut self, lsn: Lsn, key: &[u8], content_type: &str, value: &[u8]) {
+    /// The key has this value from now on.
+    pub fn put(&mut self, lsn: Lsn, key: &[u8], content_type: &str, value: &[u8]) {
         self.remove(key);
         let stored = Stored::new(lsn, key, content_type, value);
         self.bytes += stored.user_bytes();
@@ -94,7 +96,8 @@ impl Table {
         self.entries.insert_unique(key_hash(key), stored, |s| key_hash(s.key()));
     }
 
-    pub(crate) fn remove(&mut self, key: &[u8]) {
+    /// The key has no value from now on.
+    pub fn remove(&mut self, key: &[u8]) {
         if let Ok(found) = self.entries.find_entry(key_hash(key), |s| s.key() == key) {
             let (stored, _) = found.remove();
             self.bytes -= stored.user_bytes();
@@ -103,17 +106,17 @@ impl Table {
     }
 
     /// How many keys have a value.
-    pub(crate) fn keys(&self) -> u64 {
+    pub fn keys(&self) -> u64 {
         self.entries.len() as u64
     }
 
     /// Bytes of keys, content types and values.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Equal tables have equal digests.
-    pub(crate) fn digest(&self) -> u64 {
+    pub fn digest(&self) -> u64 {
         self.digest
     }
 }

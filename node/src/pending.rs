@@ -1,9 +1,9 @@
 //! What the pending writes of a leader will make of each key: conditions are decided against what is prepared, not
 //! only against what is committed.
 
-use super::key_hash;
 use hashbrown::HashTable;
 use kv_proto::{codec, ids::Lsn, replication::Effect};
+use kv_storage::key_hash;
 use std::sync::Arc;
 
 /// The last pending write of each key that has one.
