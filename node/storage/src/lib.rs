@@ -6,6 +6,9 @@
 //! # Invariants
 //! * No async, no I/O, no clock, no randomness.
 
+pub mod checkpoint;
+pub mod log;
+pub mod recovery;
 pub mod table;
 
 /// Hash of a key within one partition's tables. All keys of a partition agree in their routing hash modulo the

@@ -1,0 +1,279 @@
+//! The bytes of a checkpoint: a partition's table as it was while records went on being applied.
+//!
+//! ```text
+//! header   magic, version, cluster, disk, partition, configuration, start position; checksum
+//! chunk…   kind 1: entries, each with the LSN of the record that wrote it
+//! footer   kind 255: end LSN, entries in all, digest of the table at the end
+//! ```
+//!
+//! Every entry that was there all the time from start to end is in it; what changed meanwhile may be or not. Brought up by
+//! the records from start to end it is the table as it was at the end, which the digest proves.
+//!
+//! # Invariants
+//! * Bytes from a disk never panic, and nothing is allocated for a length that was not checked.
+//! * Checksums are seeded with disk, partition, start and the number of the chunk.
+
+use crate::{
+    log::format::{Fields, FormatError, Identity, put_configuration, put_node, put_position, read_configuration},
+    table::{Entry, Table},
+};
+use kv_proto::{
+    cluster_map::Configuration,
+    effect::Expiry,
+    ids::{ClusterId, DiskId, Lsn, PartitionId},
+    limits::{HIGHEST_MAX_VALUE_BYTES, MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES},
+    replication::Position,
+};
+use std::io::{self, Read};
+
+const MAGIC: [u8; 8] = *b"kv-ckpt\n";
+const FORMAT_VERSION: u32 = 1;
+const KIND_ENTRIES: u8 = 1;
+const KIND_FOOTER: u8 = 255;
+/// Bytes before a header's or chunk's content: length, checksum, kind and padding.
+const FRAME_BYTES: usize = 12;
+/// Longest chunk that is read, in bytes: more than an entry of the greatest value.
+const MAX_CHUNK_BYTES: usize = 32 * 1024 * 1024;
+
+/// What a checkpoint is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its configuration.
+    pub configuration: Configuration,
+    /// The last record that was applied before the walk began.
+    pub start: Position,
+}
+
+/// What is known at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footer {
+    /// The last record that was applied before the walk ended.
+    pub end: Lsn,
+    /// How many entries were written.
+    pub entries: u64,
+    /// Digest of the table at the end.
+    pub digest: u64,
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It could not be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is not what was written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+fn seed(identity: &Identity, partition: PartitionId, start: Position, chunk: u64) -> u32 {
+    let mut place = [0; 42];
+    place[..16].copy_from_slice(&identity.disk.0.to_le_bytes());
+    place[16..18].copy_from_slice(&partition.0.to_le_bytes());
+    place[18..26].copy_from_slice(&start.epoch.0.to_le_bytes());
+    place[26..34].copy_from_slice(&start.lsn.0.to_le_bytes());
+    place[34..].copy_from_slice(&chunk.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c(&place), identity.node.as_str().as_bytes())
+}
+
+/// Makes the bytes of a checkpoint, piece by piece.
+#[derive(Debug)]
+pub struct Encoder {
+    identity: Identity,
+    partition: PartitionId,
+    start: Position,
+    chunks: u64,
+    entries: u64,
+    body: Vec<u8>,
+}
+
+impl Encoder {
+    /// Begins a checkpoint; the first piece is its header.
+    #[must_use]
+    pub fn new(identity: Identity, header: &Header) -> (Self, Vec<u8>) {
+        let mut out = Vec::new();
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&header.cluster.0.to_le_bytes());
+        out.extend_from_slice(&identity.disk.0.to_le_bytes());
+        put_node(&mut out, identity.node);
+        out.extend_from_slice(&header.partition.0.to_le_bytes());
+        put_position(&mut out, header.start);
+        put_configuration(&mut out, &header.configuration);
+        let (partition, start) = (header.partition, header.start);
+        let encoder = Encoder { identity, partition, start, chunks: 0, entries: 0, body: Vec::new() };
+        // The header's length and checksum stand before it, as with every chunk, so that it can be read the same way.
+        let mut framed = Vec::new();
+        frame(&mut framed, crc32c::crc32c(&MAGIC), 0, &out);
+        (encoder, framed)
+    }
+
+    /// Takes an entry.
+    pub fn push(&mut self, key: &[u8], entry: Entry<'_>) {
+        self.entries += 1;
+        let out = &mut self.body;
+        out.extend_from_slice(&entry.lsn.0.to_le_bytes());
+        out.extend_from_slice(&entry.expires.map_or(0, Expiry::ms).to_le_bytes());
+        out.extend_from_slice(&(key.len() as u16).to_le_bytes());
+        out.push(entry.content_type.len() as u8);
+        out.extend_from_slice(&(entry.value.len() as u32).to_le_bytes());
+        out.extend_from_slice(key);
+        out.extend_from_slice(entry.content_type.as_bytes());
+        out.extend_from_slice(entry.value);
+    }
+
+    /// The next piece: the entries that were taken since the last.
+    pub fn take_chunk(&mut self) -> Vec<u8> {
+        let body = std::mem::take(&mut self.body);
+        self.chunk(KIND_ENTRIES, &body)
+    }
+
+    /// The last piece.
+    #[must_use]
+    pub fn finish(mut self, end: Lsn, digest: u64) -> Vec<u8> {
+        let mut out = if self.body.is_empty() { Vec::new() } else { self.take_chunk() };
+        let mut footer = Vec::with_capacity(24);
+        footer.extend_from_slice(&end.0.to_le_bytes());
+        footer.extend_from_slice(&self.entries.to_le_bytes());
+        footer.extend_from_slice(&digest.to_le_bytes());
+        out.extend_from_slice(&self.chunk(KIND_FOOTER, &footer));
+        out
+    }
+
+    fn chunk(&mut self, kind: u8, body: &[u8]) -> Vec<u8> {
+        self.chunks += 1;
+        let mut out = Vec::with_capacity(FRAME_BYTES + body.len());
+        frame(&mut out, seed(&self.identity, self.partition, self.start, self.chunks), kind, body);
+        out
+    }
+}
+
+fn frame(out: &mut Vec<u8>, seed: u32, kind: u8, body: &[u8]) {
+    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    let kind = [kind, 0, 0, 0];
+    let checksum =
+        crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c_append(seed, &out[out.len() - 4..]), &kind), body);
+    out.extend_from_slice(&checksum.to_le_bytes());
+    out.extend_from_slice(&kind);
+    out.extend_from_slice(body);
+}
+
+/// Reads the next chunk, whose checksum has this seed, into `body`; its kind.
+fn read_frame(source: &mut impl Read, seed: u32, body: &mut Vec<u8>) -> Result<u8, ReadError> {
+    let mut head = [0; FRAME_BYTES];
+    read_exact(source, &mut head)?;
+    let bytes = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    if bytes > MAX_CHUNK_BYTES {
+        return Err(FormatError::Damaged("a chunk of impossible length").into());
+    }
+    body.resize(bytes, 0);
+    read_exact(source, body)?;
+    let found = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c_append(seed, &head[..4]), &head[8..]), body);
+    if found.to_le_bytes() != head[4..8] {
+        return Err(FormatError::Damaged("a checksum does not match").into());
+    }
+    Ok(head[8])
+}
+
+fn read_exact(source: &mut impl Read, out: &mut [u8]) -> Result<(), ReadError> {
+    source.read_exact(out).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => FormatError::Damaged("it ends too early").into(),
+        _ => error.into(),
+    })
+}
+
+/// Reads a checkpoint into a table, which is the one of `Footer::end` only after the records up to there.
+///
+/// # Errors
+/// When it is not whole, or not of this disk and partition.
+pub fn read(source: &mut impl Read, identity: &Identity) -> Result<(Header, Table, Footer), ReadError> {
+    let mut body = Vec::new();
+    read_frame(source, crc32c::crc32c(&MAGIC), &mut body)?;
+    let header = read_header(&body, identity)?;
+    let mut table = Table::default();
+    let (mut chunks, mut entries) = (0, 0);
+    loop {
+        chunks += 1;
+        let kind = read_frame(source, seed(identity, header.partition, header.start, chunks), &mut body)?;
+        let mut fields = Fields(&body);
+        match kind {
+            KIND_ENTRIES => {
+                while !fields.0.is_empty() {
+                    let (key, entry) = read_entry(&mut fields)?;
+                    table.put_if_newer(key, entry);
+                    entries += 1;
+                }
+            }
+            KIND_FOOTER => {
+                let footer = Footer { end: Lsn(fields.u64()?), entries: fields.u64()?, digest: fields.u64()? };
+                if footer.entries != entries || footer.end < header.start.lsn {
+                    return Err(FormatError::Damaged("its footer does not go with it").into());
+                }
+                return Ok((header, table, footer));
+            }
+            _ => return Err(FormatError::Damaged("a chunk of an unknown kind").into()),
+        }
+    }
+}
+
+/// Reads only what a checkpoint is of.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_only_header(source: &mut impl Read, identity: &Identity) -> Result<Header, ReadError> {
+    let mut body = Vec::new();
+    read_frame(source, crc32c::crc32c(&MAGIC), &mut body)?;
+    Ok(read_header(&body, identity)?)
+}
+
+fn read_header(body: &[u8], identity: &Identity) -> Result<Header, FormatError> {
+    let mut fields = Fields(body);
+    if fields.array()? != MAGIC {
+        return Err(FormatError::Damaged("no header of a checkpoint"));
+    }
+    let version = fields.u32()?;
+    if version != FORMAT_VERSION {
+        return Err(FormatError::OtherFormat(version));
+    }
+    let (cluster, disk, node) = (ClusterId(fields.u128()?), DiskId(fields.u128()?), fields.node()?);
+    if disk != identity.disk || node != identity.node {
+        return Err(FormatError::OtherDisk { node, disk });
+    }
+    let (partition, start) = (PartitionId(fields.u16()?), fields.position()?);
+    Ok(Header { cluster, partition, start, configuration: read_configuration(&mut fields)? })
+}
+
+fn read_entry<'a>(fields: &mut Fields<'a>) -> Result<(&'a [u8], Entry<'a>), FormatError> {
+    let (lsn, expires) = (Lsn(fields.u64()?), Expiry::from_ms(fields.u64()?));
+    let (key_bytes, content_type_bytes) = (usize::from(fields.u16()?), usize::from(fields.array::<1>()?[0]));
+    let value_bytes = fields.u32()? as usize;
+    if key_bytes == 0
+        || key_bytes > MAX_KEY_BYTES
+        || content_type_bytes > MAX_CONTENT_TYPE_BYTES
+        || value_bytes > HIGHEST_MAX_VALUE_BYTES
+    {
+        return Err(FormatError::Damaged("an entry that cannot be"));
+    }
+    let key = fields.take(key_bytes)?;
+    let content_type = std::str::from_utf8(fields.take(content_type_bytes)?);
+    let content_type = content_type.map_err(|_| FormatError::Damaged("a content type that is no text"))?;
+    Ok((key, Entry { lsn, expires, content_type, value: fields.take(value_bytes)? }))
+}
+
+/// The name of a checkpoint: `pPARTITION-START.ckpt`, zero-padded decimals.
+#[must_use]
+pub fn file_name(partition: PartitionId, start: Lsn) -> String {
+    format!("p{:05}-{:020}.ckpt", partition.0, start.0)
+}
+
+/// The partition and the start of the checkpoint that has this name.
+#[must_use]
+pub fn of_file_name(name: &str) -> Option<(PartitionId, Lsn)> {
+    let (partition, start) = name.strip_suffix(".ckpt")?.strip_prefix('p')?.split_once('-')?;
+    let parsed = (PartitionId(partition.parse().ok()?), Lsn(start.parse().ok()?));
+    (file_name(parsed.0, parsed.1) == name).then_some(parsed)
+}

@@ -1,0 +1,158 @@
+//! Which segments there are, and which partitions still need them.
+//!
+//! # Invariants
+//! * A segment is let go only when every record in it is in a published checkpoint or was copied forward, and the state of
+//!   every partition in it stands in a younger segment on disk.
+//! * Segments of a stream are let go from the oldest on, so that a number that is missing between two others is damage.
+
+use super::{SegmentId, writer::Sealed};
+use kv_proto::ids::{Lsn, PartitionId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The segments of a node.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    segments: BTreeMap<SegmentId, Segment>,
+    needs: BTreeMap<PartitionId, Need>,
+    /// How many segments were sealed so far: their age.
+    sealed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Segment {
+    bytes: u64,
+    /// By partition with records in it: the greatest LSN.
+    last: BTreeMap<PartitionId, Lsn>,
+    /// Of an earlier generation: partitions whose states stand here, and may stand nowhere else.
+    states: BTreeSet<PartitionId>,
+    /// When it was sealed; `None` while it is written to.
+    age: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Need {
+    /// Records up to here are not needed in the log.
+    released: Lsn,
+    /// Records that were copied forward, from segments up to and including this age.
+    copied: Option<u64>,
+    /// Whether its state is on disk in this generation.
+    adopted: bool,
+}
+
+impl Catalog {
+    /// A segment is written to from now on.
+    pub fn open(&mut self, id: SegmentId, bytes: u64) {
+        self.segments.insert(id, Segment { bytes, ..Segment::default() });
+    }
+
+    /// A segment is full, or of an earlier generation. `states` are the partitions whose states may stand nowhere else.
+    pub fn seal(&mut self, sealed: Sealed, bytes: u64, states: BTreeSet<PartitionId>) {
+        self.sealed += 1;
+        let segment = Segment { bytes, last: sealed.last, states, age: Some(self.sealed) };
+        self.segments.insert(sealed.id, segment);
+    }
+
+    /// The state of a partition is on disk in this generation.
+    pub fn adopt(&mut self, partition: PartitionId) {
+        self.needs.entry(partition).or_default().adopted = true;
+    }
+
+    /// A checkpoint of a partition is published, which holds its records up to `lsn`.
+    pub fn release(&mut self, partition: PartitionId, lsn: Lsn) {
+        let need = self.needs.entry(partition).or_default();
+        need.released = need.released.max(lsn);
+    }
+
+    /// The records of a partition in the segments up to this age are on disk in younger ones too.
+    pub fn copied(&mut self, partition: PartitionId, age: u64) {
+        let need = self.needs.entry(partition).or_default();
+        need.copied = need.copied.max(Some(age));
+    }
+
+    /// Bytes of all segments.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.values().map(|s| s.bytes).sum()
+    }
+
+    fn pins(&self, segment: &Segment) -> impl Iterator<Item = PartitionId> {
+        let need = |partition: &PartitionId| self.needs.get(partition);
+        let records = segment.last.iter().filter(move |(partition, last)| {
+            need(partition).is_none_or(|n| n.released < **last && n.copied < segment.age)
+        });
+        let states = segment.states.iter().filter(move |partition| need(partition).is_none_or(|n| !n.adopted));
+        records.map(|(partition, _)| *partition).chain(states.copied())
+    }
+
+    /// The oldest sealed segment of each stream.
+    fn fronts(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
+        let mut stream = None;
+        self.segments.iter().filter_map(move |(id, segment)| {
+            let front = stream != Some(id.stream);
+            stream = Some(id.stream);
+            (front && segment.age.is_some()).then_some((*id, segment))
+        })
+    }
+
+    /// The oldest sealed segment that cannot be let go: its age, and the partitions that need it.
+    #[must_use]
+    pub fn oldest(&self) -> Option<(u64, Vec<PartitionId>)> {
+        let (_, oldest) = self.fronts().min_by_key(|(_, s)| s.age)?;
+        Some((oldest.age?, self.pins(oldest).collect()))
+    }
+
+    /// Whether a partition needs a segment of this age or an older one.
+    #[must_use]
+    pub fn is_needed(&self, partition: PartitionId, age: u64) -> bool {
+        let old = self.segments.values().filter(|s| s.age.is_some_and(|a| a <= age));
+        old.into_iter().any(|s| self.pins(s).any(|p| p == partition))
+    }
+
+    /// Lets go of the segments that nobody needs.
+    pub fn take_unneeded(&mut self) -> Vec<(SegmentId, u64)> {
+        let mut unneeded = Vec::new();
+        loop {
+            let free = self.fronts().filter(|(_, s)| self.pins(s).next().is_none());
+            let Some((id, bytes)) = free.map(|(id, s)| (id, s.bytes)).next() else { return unneeded };
+            self.segments.remove(&id);
+            unneeded.push((id, bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::StreamId;
+    use super::*;
+
+    fn id(generation: u64, executor: u16, number: u64) -> SegmentId {
+        SegmentId { stream: StreamId { generation, executor }, number }
+    }
+
+    fn sealed(id: SegmentId, last: &[(u16, u64)]) -> Sealed {
+        Sealed { id, last: last.iter().map(|(p, l)| (PartitionId(*p), Lsn(*l))).collect() }
+    }
+
+    #[test]
+    fn segments_go_from_the_oldest_on_when_nobody_needs_them() {
+        let mut catalog = Catalog::default();
+        catalog.seal(sealed(id(1, 0, 1), &[(0, 5), (1, 2)]), 10, BTreeSet::from([PartitionId(2)]));
+        catalog.seal(sealed(id(2, 0, 1), &[(0, 9)]), 10, BTreeSet::new());
+        catalog.seal(sealed(id(2, 0, 2), &[]), 10, BTreeSet::new());
+        catalog.open(id(2, 0, 3), 10);
+        assert_eq!(catalog.bytes(), 40);
+        assert_eq!(catalog.oldest(), Some((1, vec![PartitionId(0), PartitionId(1), PartitionId(2)])));
+        catalog.release(PartitionId(0), Lsn(5));
+        catalog.copied(PartitionId(1), 1);
+        assert_eq!(catalog.take_unneeded(), [], "partition 2 has its state nowhere else");
+        catalog.adopt(PartitionId(2));
+        assert!(!catalog.is_needed(PartitionId(0), 1) && catalog.is_needed(PartitionId(0), 2));
+        assert_eq!(catalog.take_unneeded(), [(id(1, 0, 1), 10)]);
+        catalog.release(PartitionId(0), Lsn(8));
+        assert_eq!(catalog.take_unneeded(), [], "nothing of a stream goes before what is older");
+        catalog.release(PartitionId(0), Lsn(9));
+        assert_eq!(catalog.take_unneeded(), [(id(2, 0, 1), 10), (id(2, 0, 2), 10)]);
+        assert_eq!(catalog.bytes(), 10, "what is written to stays");
+        assert_eq!(catalog.oldest(), None);
+    }
+}

@@ -1,0 +1,411 @@
+//! The bytes of the log: segment headers, batches, entries. `docs/wal.md` has them as tables.
+//!
+//! # Invariants
+//! * Bytes from a disk never panic, and nothing is allocated for a length that was not checked.
+//! * Every checksum is seeded with the disk, the stream and the place for which the bytes were written, so that what is
+//!   left in a recycled segment, or was copied from elsewhere, never looks valid.
+
+use super::{SegmentId, StreamId};
+use kv_proto::{
+    cluster_map::Configuration,
+    effect::Effect,
+    ids::{ClientId, ClusterId, DiskId, Epoch, HistoryId, Lsn, Member, NodeId, OperationId, PartitionId},
+    replication::{Position, Record},
+};
+use std::sync::Arc;
+
+/// Version of everything that this module writes.
+pub const FORMAT_VERSION: u32 = 1;
+/// Bytes of a block: batches begin at multiples of it. Of 512 and 4096 the one that every disk can write.
+pub const BLOCK_BYTES: usize = 4096;
+/// Bytes of a batch's header.
+pub const BATCH_HEADER_BYTES: usize = 32;
+/// Bytes of an entry's header.
+pub const ENTRY_HEADER_BYTES: usize = 32;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"kv-wal\r\n";
+const BATCH_MAGIC: [u8; 4] = *b"kvB\x01";
+const OPERATION_ID_BYTES: usize = 32;
+/// Most members that a configuration on disk can have: more are no configuration of this program.
+const MAX_MEMBERS: usize = 64;
+
+/// Whose log it is; every checksum depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The node.
+    pub node: NodeId,
+    /// The disk that was made together with the log.
+    pub disk: DiskId,
+}
+
+/// What was wrong with bytes that should be part of a log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// They are not what was written there.
+    #[error("not what was written there: {0}")]
+    Damaged(&'static str),
+    /// Another version of this program wrote them.
+    #[error("log format {0}, and this version of kv knows only format {FORMAT_VERSION}: start it with a newer kv")]
+    OtherFormat(u32),
+    /// They belong to another disk.
+    #[error("it belongs to node {node} with disk {disk}")]
+    OtherDisk {
+        /// The node that wrote it.
+        node: NodeId,
+        /// Its disk.
+        disk: DiskId,
+    },
+}
+
+/// Reads fields one after another; every read is checked.
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Fields<'a> {
+    pub(crate) fn take(&mut self, bytes: usize) -> Result<&'a [u8], FormatError> {
+        let (field, rest) = self.0.split_at_checked(bytes).ok_or(FormatError::Damaged("it ends too early"))?;
+        self.0 = rest;
+        Ok(field)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
+        Ok(self.take(N)?.try_into().expect("as many bytes as were asked for"))
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, FormatError> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, FormatError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, FormatError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn u128(&mut self) -> Result<u128, FormatError> {
+        self.array().map(u128::from_le_bytes)
+    }
+
+    pub(crate) fn node(&mut self) -> Result<NodeId, FormatError> {
+        let length = self.array::<1>()?[0];
+        let text = std::str::from_utf8(self.take(usize::from(length))?);
+        text.ok().and_then(|t| NodeId::new(t).ok()).ok_or(FormatError::Damaged("no name of a node"))
+    }
+
+    pub(crate) fn position(&mut self) -> Result<Position, FormatError> {
+        Ok(Position { epoch: Epoch(self.u64()?), lsn: Lsn(self.u64()?) })
+    }
+}
+
+pub(crate) fn put_node(out: &mut Vec<u8>, node: NodeId) {
+    out.push(node.as_str().len() as u8);
+    out.extend_from_slice(node.as_str().as_bytes());
+}
+
+pub(crate) fn put_position(out: &mut Vec<u8>, position: Position) {
+    out.extend_from_slice(&position.epoch.0.to_le_bytes());
+    out.extend_from_slice(&position.lsn.0.to_le_bytes());
+}
+
+/// Where in the log something stands; the seed of its checksum.
+fn seed(identity: &Identity, id: SegmentId, offset: u64) -> u32 {
+    let mut place = [0; 48];
+    place[..16].copy_from_slice(&identity.disk.0.to_le_bytes());
+    place[16..24].copy_from_slice(&id.stream.generation.to_le_bytes());
+    place[24..32].copy_from_slice(&u64::from(id.stream.executor).to_le_bytes());
+    place[32..40].copy_from_slice(&id.number.to_le_bytes());
+    place[40..].copy_from_slice(&offset.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c(&place), identity.node.as_str().as_bytes())
+}
+
+/// The first block of a segment of `bytes` bytes, whose first batch has the number `first_batch`.
+#[must_use]
+pub fn segment_header(cluster: ClusterId, identity: &Identity, id: SegmentId, bytes: u64, first_batch: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(BLOCK_BYTES);
+    out.extend_from_slice(&SEGMENT_MAGIC);
+    out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    out.extend_from_slice(&(BLOCK_BYTES as u32).to_le_bytes());
+    out.extend_from_slice(&cluster.0.to_le_bytes());
+    out.extend_from_slice(&identity.disk.0.to_le_bytes());
+    out.extend_from_slice(&id.stream.generation.to_le_bytes());
+    out.extend_from_slice(&u64::from(id.stream.executor).to_le_bytes());
+    out.extend_from_slice(&id.number.to_le_bytes());
+    out.extend_from_slice(&bytes.to_le_bytes());
+    out.extend_from_slice(&first_batch.to_le_bytes());
+    put_node(&mut out, identity.node);
+    out.resize(BLOCK_BYTES - 4, 0);
+    let checksum = crc32c::crc32c_append(seed(identity, id, 0), &out);
+    out.extend_from_slice(&checksum.to_le_bytes());
+    out
+}
+
+/// Checks the first block of a segment, which should be that of `id`, and says the number of its first batch.
+///
+/// # Errors
+/// Says what is wrong; another version's header is told from a damaged one, whatever else it says.
+pub fn check_segment_header(block: &[u8], identity: &Identity, id: SegmentId) -> Result<u64, FormatError> {
+    let mut fields = Fields(block);
+    if fields.array()? != SEGMENT_MAGIC {
+        return Err(FormatError::Damaged("no header of a segment"));
+    }
+    let version = fields.u32()?;
+    if version != FORMAT_VERSION {
+        return Err(FormatError::OtherFormat(version));
+    }
+    let _block_bytes = fields.u32()?;
+    let _cluster = fields.u128()?;
+    let disk = DiskId(fields.u128()?);
+    let [generation, executor, number, _bytes] = [fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?];
+    let first_batch = fields.u64()?;
+    let node = fields.node()?;
+    if disk != identity.disk || node != identity.node {
+        return Err(FormatError::OtherDisk { node, disk });
+    }
+    let here = (id.stream.generation, u64::from(id.stream.executor), id.number);
+    if (generation, executor, number) != here {
+        return Err(FormatError::Damaged("the header of another segment"));
+    }
+    let (covered, checksum) = block
+        .get(..BLOCK_BYTES)
+        .and_then(|block| block.split_last_chunk::<4>())
+        .ok_or(FormatError::Damaged("it ends too early"))?;
+    if crc32c::crc32c_append(seed(identity, id, 0), covered) != u32::from_le_bytes(*checksum) {
+        return Err(FormatError::Damaged("the checksum of its header does not match"));
+    }
+    Ok(first_batch)
+}
+
+/// Completes a batch: `out` has room for the header at `start` and the entries behind it; the header is written, and zeros
+/// up to the next block.
+pub fn seal_batch(
+    out: &mut Vec<u8>,
+    start: usize,
+    identity: &Identity,
+    id: SegmentId,
+    offset: u64,
+    number: u64,
+    entries: u32,
+) {
+    let body_bytes = (out.len() - start - BATCH_HEADER_BYTES) as u32;
+    let header = &mut out[start..start + BATCH_HEADER_BYTES];
+    header[..4].copy_from_slice(&BATCH_MAGIC);
+    header[8..16].copy_from_slice(&number.to_le_bytes());
+    header[16..20].copy_from_slice(&body_bytes.to_le_bytes());
+    header[20..24].copy_from_slice(&entries.to_le_bytes());
+    header[24..32].fill(0);
+    let checksum = crc32c::crc32c_append(seed(identity, id, offset), &out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&checksum.to_le_bytes());
+    out.resize(start + (out.len() - start).next_multiple_of(BLOCK_BYTES), 0);
+}
+
+/// A batch as it is found in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch<'a> {
+    /// Grows by one from batch to batch of a stream; the first has 1.
+    pub number: u64,
+    /// How many entries it has.
+    pub entries: u32,
+    /// The entries, one after another.
+    pub body: &'a [u8],
+}
+
+impl Batch<'_> {
+    /// Bytes from its beginning to the next batch.
+    #[must_use]
+    pub fn blocks_bytes(&self) -> u64 {
+        (BATCH_HEADER_BYTES + self.body.len()).next_multiple_of(BLOCK_BYTES) as u64
+    }
+}
+
+/// The batch that begins with `bytes`, which stand at `offset` of a segment; `None` if there is no intact one.
+#[must_use]
+pub fn read_batch<'a>(bytes: &'a [u8], identity: &Identity, id: SegmentId, offset: u64) -> Option<Batch<'a>> {
+    let (header, rest) = bytes.split_at_checked(BATCH_HEADER_BYTES)?;
+    if header[..4] != BATCH_MAGIC {
+        return None;
+    }
+    let mut fields = Fields(&header[4..]);
+    let (checksum, number) = (fields.u32().ok()?, fields.u64().ok()?);
+    let (body_bytes, entries) = (fields.u32().ok()?, fields.u32().ok()?);
+    let body = rest.get(..body_bytes as usize)?;
+    let found = crc32c::crc32c_append(crc32c::crc32c_append(seed(identity, id, offset), &header[8..]), body);
+    (found == checksum).then_some(Batch { number, entries, body })
+}
+
+/// What an entry says of its partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The next record. With `copy` it stood in an older segment before, and voids nothing.
+    Record {
+        /// The record.
+        record: Record,
+        /// Whether it was copied from an older segment.
+        copy: bool,
+    },
+    /// Everything before this entry with this LSN or a greater one is void.
+    Cut {
+        /// The LSN of the first record that is void.
+        from: Lsn,
+    },
+    /// The partition is in this configuration, and its records up to this one stood in the log before this entry.
+    State {
+        /// The configuration.
+        configuration: Configuration,
+        /// The last record before this entry.
+        last: Lsn,
+    },
+    /// Everything before this entry is void; the table is the one of a checkpoint that was put in place up to this position.
+    Reset {
+        /// The position that the log goes on from.
+        base: Position,
+    },
+}
+
+/// An entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The partition.
+    pub partition: PartitionId,
+    /// What was known to be committed when the entry was written.
+    pub committed: Lsn,
+    /// What it says.
+    pub content: Content,
+}
+
+const KIND_RECORD: u8 = 1;
+const KIND_CUT: u8 = 2;
+const KIND_STATE: u8 = 3;
+const KIND_RESET: u8 = 4;
+const FLAG_COPY: u8 = 1;
+const FLAG_OPERATION_ID: u8 = 2;
+
+fn begin_entry(out: &mut Vec<u8>, kind: u8, flags: u8, partition: PartitionId, at: Position, committed: Lsn) -> usize {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&[kind, flags]);
+    out.extend_from_slice(&partition.0.to_le_bytes());
+    put_position(out, at);
+    out.extend_from_slice(&committed.0.to_le_bytes());
+    start
+}
+
+fn end_entry(out: &mut [u8], start: usize) {
+    let bytes = (out.len() - start) as u32;
+    out[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
+}
+
+/// Appends a record as an entry.
+pub fn put_record(out: &mut Vec<u8>, partition: PartitionId, record: &Record, committed: Lsn, copy: bool) {
+    let flags = if copy { FLAG_COPY } else { 0 } | if record.operation_id.is_some() { FLAG_OPERATION_ID } else { 0 };
+    let start = begin_entry(out, KIND_RECORD, flags, partition, record.position, committed);
+    if let Some(id) = &record.operation_id {
+        out.extend_from_slice(&id.client.0.to_le_bytes());
+        out.extend_from_slice(&id.sequence.to_le_bytes());
+        out.extend_from_slice(&id.known_lsn.0.to_le_bytes());
+    }
+    out.extend_from_slice(&record.payload);
+    end_entry(out, start);
+}
+
+/// Bytes that a record takes as an entry.
+#[must_use]
+pub fn record_bytes(record: &Record) -> usize {
+    ENTRY_HEADER_BYTES + record.operation_id.map_or(0, |_| OPERATION_ID_BYTES) + record.payload.len()
+}
+
+/// Appends a cut as an entry.
+pub fn put_cut(out: &mut Vec<u8>, partition: PartitionId, from: Lsn, committed: Lsn) {
+    let at = Position { epoch: Epoch(0), lsn: from };
+    let start = begin_entry(out, KIND_CUT, 0, partition, at, committed);
+    end_entry(out, start);
+}
+
+/// Appends the state of a partition as an entry.
+pub fn put_state(out: &mut Vec<u8>, partition: PartitionId, configuration: &Configuration, last: Lsn, committed: Lsn) {
+    let at = Position { epoch: configuration.epoch, lsn: last };
+    let start = begin_entry(out, KIND_STATE, 0, partition, at, committed);
+    put_configuration(out, configuration);
+    end_entry(out, start);
+}
+
+/// Appends a reset as an entry.
+pub fn put_reset(out: &mut Vec<u8>, partition: PartitionId, base: Position) {
+    let start = begin_entry(out, KIND_RESET, 0, partition, base, base.lsn);
+    end_entry(out, start);
+}
+
+pub(crate) fn put_configuration(out: &mut Vec<u8>, configuration: &Configuration) {
+    out.extend_from_slice(&configuration.epoch.0.to_le_bytes());
+    out.extend_from_slice(&configuration.history.0.to_le_bytes());
+    out.extend_from_slice(&(configuration.members().count() as u16).to_le_bytes());
+    for member in configuration.members() {
+        out.extend_from_slice(&member.disk.0.to_le_bytes());
+        put_node(out, member.node);
+    }
+}
+
+pub(crate) fn read_configuration(fields: &mut Fields<'_>) -> Result<Configuration, FormatError> {
+    let (epoch, history) = (Epoch(fields.u64()?), HistoryId(fields.u32()?));
+    let count = usize::from(fields.u16()?);
+    if count == 0 || count > MAX_MEMBERS {
+        return Err(FormatError::Damaged("no configuration"));
+    }
+    let mut member = || Ok(Member { disk: DiskId(fields.u128()?), node: fields.node()? });
+    let leader = member()?;
+    let in_sync = (1..count).map(|_| member()).collect::<Result<_, FormatError>>()?;
+    Ok(Configuration { epoch, history, leader, in_sync })
+}
+
+/// Takes the next entry off the entries of a batch.
+///
+/// # Errors
+/// When it is none; a batch with an intact checksum has none such, unless another version wrote it.
+pub fn read_entry(body: &mut &[u8]) -> Result<Entry, FormatError> {
+    let bytes = Fields(body).u32()? as usize;
+    let (entry, rest) = body.split_at_checked(bytes).ok_or(FormatError::Damaged("an entry ends too early"))?;
+    let mut fields = Fields(entry);
+    fields.take(4)?;
+    let [kind, flags] = fields.array()?;
+    let partition = PartitionId(fields.u16()?);
+    let (position, committed) = (fields.position()?, Lsn(fields.u64()?));
+    let content = match kind {
+        KIND_RECORD => {
+            let operation_id = if flags & FLAG_OPERATION_ID != 0 {
+                let client = ClientId(fields.u128()?);
+                Some(OperationId { client, sequence: fields.u64()?, known_lsn: Lsn(fields.u64()?) })
+            } else {
+                None
+            };
+            if Effect::decode(fields.0).is_err() {
+                return Err(FormatError::Damaged("a record without an effect"));
+            }
+            let payload = Arc::from(fields.take(fields.0.len())?);
+            Content::Record { record: Record { position, operation_id, payload }, copy: flags & FLAG_COPY != 0 }
+        }
+        KIND_CUT => Content::Cut { from: position.lsn },
+        KIND_STATE => Content::State { configuration: read_configuration(&mut fields)?, last: position.lsn },
+        KIND_RESET => Content::Reset { base: position },
+        _ => return Err(FormatError::Damaged("an entry of an unknown kind")),
+    };
+    if !fields.0.is_empty() {
+        return Err(FormatError::Damaged("an entry is longer than what it says"));
+    }
+    *body = rest;
+    Ok(Entry { partition, committed, content })
+}
+
+/// The names of segments: `GENERATION-EXECUTOR-NUMBER.log`, zero-padded decimals.
+#[must_use]
+pub fn segment_name(id: SegmentId) -> String {
+    format!("{:010}-{:04}-{:010}.log", id.stream.generation, id.stream.executor, id.number)
+}
+
+/// The segment that has this name.
+#[must_use]
+pub fn segment_of_name(name: &str) -> Option<SegmentId> {
+    let mut parts = name.strip_suffix(".log")?.splitn(3, '-');
+    let (generation, executor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let id = SegmentId { stream: StreamId { generation, executor }, number: parts.next()?.parse().ok()? };
+    (segment_name(id) == name).then_some(id)
+}
