@@ -296,7 +296,7 @@ mod tests {
         append_message(&mut bytes, Kind::Hello, 0, |b| b.extend_from_slice(&[0; MAX_HELLO_BYTES + 1]));
         assert_eq!(code(Role::Stranger, &bytes), Err(ErrorCode::BadFrame));
         assert_eq!(code(Role::Stranger, b"GET / HTTP/1.1\r\n\r\n"), Err(ErrorCode::BadFrame));
-        assert_eq!(code(Role::Stranger, &[0xC5, 0x4B, 2, 0]), Err(ErrorCode::UnsupportedVersion));
+        assert_eq!(code(Role::Stranger, &[0xC5, 0x4B, 99, 0]), Err(ErrorCode::UnsupportedVersion));
         assert_eq!(code(Role::Stranger, &[0xC5]), Ok(false));
     }
 
