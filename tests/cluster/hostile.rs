@@ -66,7 +66,7 @@ fn a_stranger_that_says_it_leads_changes_nothing() {
         let node = NodeId::new("shard0-leader").expect("a name");
         let (mut liar, _) = Call::connect(&address(&follower), Caller::Peer { node, disk }, None);
         let position = |epoch, lsn| Position { epoch: Epoch(epoch), lsn: Lsn(lsn) };
-        let payload = codec::encode(&kv_proto::replication::Effect::Delete { key: b"key" });
+        let payload = kv_proto::effect::Effect::Delete { key: b"key" }.encode();
         let record = |at| Record { position: at, operation_id: None, payload: payload.as_slice().into() };
         for (previous, records) in [
             (position(1, 1), vec![record(position(1, 2))]),
