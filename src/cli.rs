@@ -15,9 +15,8 @@ Examples:
   kv doctor                       can this machine run a node, and what cures it if not
 
 Every flag can also be set by the environment variable that its help names. Processes that `kv local` \
-starts inherit them, so that `KV_MAX_VALUE_BYTES=4194304 kv local` gives each of them that limit.
-
-Data live in memory: they are gone when the processes that hold them end.";
+starts inherit them, so that `KV_MAX_VALUE_BYTES=4194304 kv local` gives each of them that limit, and `KV_SEGMENT_BYTES=16MiB kv local` \
+each node that size of the files of its log.";
 
 const LOCAL_EXAMPLES: &str = "\
 Examples:
@@ -25,11 +24,10 @@ Examples:
   kv local --ports auto --data-dir d    every port is free; d/cluster.json names them
   kv local --shards 1 --replicas 1      one node, no copy
   kv local --restart                    a process that dies is started again
+  kv local --ack replicated             writes wait for memories, not for disks
 
 Try the failures: `kill -STOP` a follower and write, `kill -CONT` it and look at `kv status`; the process \
-ids stand in DIR/cluster.json.
-
-Data live in memory: they are gone when the processes that hold them end.";
+ids stand in DIR/cluster.json. The nodes keep their data in DIR/nodes; a start on the same DIR has all of them.";
 
 const DATA_EXAMPLES: &str = "\
 Examples:

@@ -94,7 +94,7 @@ pub(crate) fn plan(map: &ClusterMap, owners: &Owners, keys: u32, connections: u3
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::{Configuration, Node, Partition, Shard},
+        cluster_map::{AckMode, Configuration, Node, Partition, Shard},
         ids::{ClusterId, DiskId, Epoch, HistoryId, MapVersion, Member, ShardId},
     };
     use std::collections::HashSet;
@@ -122,6 +122,7 @@ mod tests {
             cluster: ClusterId(1),
             version: MapVersion(1),
             replicas: 1,
+            ack: AckMode::Durable,
             shards: vec![Shard::default()],
             nodes: nodes.collect(),
             partitions: (0..partitions).map(partition).collect(),

@@ -1,7 +1,7 @@
 //! The whole tool against a node in the test's own process.
 
 use kv_proto::{
-    cluster_map::{ClusterMap, Configuration, Node, Partition, Shard},
+    cluster_map::{AckMode, ClusterMap, Configuration, Node, Partition, Shard},
     codec,
     error_code::{ErrorCode, WireError},
     frame::{self, Decoder, Kind},
@@ -65,6 +65,7 @@ fn cluster(mood: Mood) -> String {
         cluster: ClusterId(1),
         version: MapVersion(1),
         replicas: 1,
+        ack: AckMode::Durable,
         shards: vec![Shard::default()],
         partitions: (0..PARTITIONS).map(partition).collect(),
         nodes: nodes.into(),

@@ -169,7 +169,7 @@ fn newer<'a>(known: Option<&'a Configuration>, told: Option<&'a Configuration>) 
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::{Node, Shard},
+        cluster_map::{AckMode, Node, Shard},
         ids::{DiskId, Epoch, HistoryId, MapVersion, Member, ShardId},
     };
 
@@ -200,6 +200,7 @@ mod tests {
             cluster: ClusterId(1),
             version: MapVersion(version),
             replicas: 2,
+            ack: AckMode::Durable,
             shards: vec![Shard { nodes: vec![] }],
             nodes: vec![node("a"), node("b")],
             partitions: partitions.iter().map(partition).collect(),

@@ -11,6 +11,7 @@
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
+mod byte_size;
 mod clock;
 mod executor;
 mod fatal;
@@ -23,6 +24,7 @@ mod process;
 mod transport;
 mod wal;
 
+pub use byte_size::{ByteSize, InvalidByteSize};
 pub use options::{NodeOptions, Pin, PreferredRole};
 
 use executor::{Mail, Memory, Shared};
@@ -30,8 +32,10 @@ use fatal::Heartbeat;
 use glommio::{LocalExecutorBuilder, Placement};
 use kv_proto::ids::{DiskId, ExecutorIndex, Member};
 use std::{
+    fs,
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, atomic::AtomicUsize},
 };
 
@@ -54,6 +58,16 @@ pub enum Error {
     Listen {
         /// The address.
         address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The node has nowhere to keep its data.
+    #[error(
+        "cannot use the data folder {dir}, which must be a folder that this user may write; choose another by --data-dir"
+    )]
+    DataDir {
+        /// The folder.
+        dir: PathBuf,
         /// What the kernel said.
         source: io::Error,
     },
@@ -94,6 +108,8 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         process::listen(options.listen).map_err(|source| Error::Listen { address: options.listen, source })?;
     let bound = listener.local_addr().map_err(io_error("ask for the own address"))?;
     let settings = options.settings(bound).map_err(Error::Options)?;
+    let dir = settings.storage.dir.clone();
+    fs::create_dir_all(&dir).map_err(|source| Error::DataDir { dir, source })?;
     let disk = DiskId(u128::from_le_bytes(process::random_bytes().map_err(io_error("read random bytes"))?));
 
     let (mail, receivers): (Vec<_>, Vec<_>) = (0..executors).map(|_| mailbox::mailbox()).unzip();

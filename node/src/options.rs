@@ -1,12 +1,22 @@
 //! What a node is told at its start.
 
+use crate::byte_size::ByteSize;
 use clap::{Args, ValueEnum};
 use kv_proto::{
     ids::{NodeId, ShardId},
     limits::{DEFAULT_MAX_VALUE_BYTES, HIGHEST_MAX_VALUE_BYTES, Limits},
 };
 use kv_replication::replica;
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+/// What a segment has beside two of the longest values: headers, keys and what fills up its sectors.
+const SEGMENT_OVERHEAD_BYTES: u64 = 1 << 20;
+/// The log is written in whole blocks of this size.
+const BLOCK_BYTES: u64 = 4096;
+/// How many segments an executor's log gets before its oldest go, unless told otherwise.
+const DEFAULT_LOG_SEGMENTS: u64 = 4;
+/// One that is written, one that is prepared, and one that a checkpoint lets go.
+const FEWEST_LOG_SEGMENTS: u64 = 3;
 
 /// Runs one node of a cluster, in the foreground, until SIGTERM or SIGINT.
 #[derive(Args, Clone, Debug)]
@@ -54,10 +64,24 @@ pub struct NodeOptions {
           value_parser = clap::value_parser!(u32).range(1..=HIGHEST_MAX_VALUE_BYTES as i64))]
     pub max_value_bytes: u32,
 
-    /// Bytes of memory, counted by the node itself, from which on it takes no more values (reads and deletes go on); with
-    /// KiB, MiB or GiB behind the number, as in 4GiB. Without it there is no limit.
-    #[arg(long, env = "KV_MAX_MEMORY", value_name = "BYTES", value_parser = parse_bytes)]
-    pub max_memory: Option<u64>,
+    /// Memory, counted by the node itself, from which on it takes no more values (reads and deletes go on); in bytes or
+    /// with KiB, MiB or GiB behind the number. Without it there is no limit.
+    #[arg(long, env = "KV_MAX_MEMORY", value_name = "SIZE")]
+    pub max_memory: Option<ByteSize>,
+
+    /// Folder of the node's log and checkpoints; made if it is missing [default: ./kv-data/nodes/ID].
+    #[arg(long, env = "KV_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Size of a file of the log, in bytes or with KiB, MiB or GiB behind the number. It must hold two of the longest
+    /// values (--max-value-bytes) and 1MiB.
+    #[arg(long, env = "KV_SEGMENT_BYTES", default_value_t = ByteSize::mib(64), value_name = "SIZE")]
+    pub segment_bytes: ByteSize,
+
+    /// How large the log of an executor gets before checkpoints take the place of its oldest files; at least three
+    /// times --segment-bytes [default: four times --segment-bytes].
+    #[arg(long, env = "KV_MAX_LOG_BYTES", value_name = "SIZE")]
+    pub max_log_bytes: Option<ByteSize>,
 
     /// Seconds after which a silent client connection is closed.
     #[arg(long, env = "KV_IDLE_TIMEOUT_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
@@ -75,21 +99,6 @@ pub struct NodeOptions {
     /// learns how often it pays, up to this. 0 suits a machine that many processes share.
     #[arg(long, env = "KV_SCAN_PASSES", default_value_t = 64)]
     pub scan_passes: u32,
-}
-
-/// A number of bytes, as in `1000`, `64KiB`, `1.5 GiB`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "use a number of bytes, as in 1000000, 64KiB, 512MiB or 1.5GiB".to_owned();
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
-    let unit: u64 = match unit.trim_start() {
-        "" | "B" => return number.parse().ok().filter(|n| *n > 0).ok_or_else(wrong),
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit as f64;
-    if (1.0..=u64::MAX as f64).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
 /// What a node is by preference.
@@ -172,6 +181,18 @@ pub(crate) struct Settings {
     pub(crate) idle_timeout: Duration,
     pub(crate) scan_passes: u32,
     pub(crate) replica: replica::Options,
+    pub(crate) storage: StorageSettings,
+}
+
+/// Where a node keeps its data, and in what sizes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StorageSettings {
+    /// The node's own folder.
+    pub(crate) dir: PathBuf,
+    /// Size of a file of the log: whole blocks.
+    pub(crate) segment_bytes: u64,
+    /// How large the log of an executor gets before its oldest segments go.
+    pub(crate) max_log_bytes: u64,
 }
 
 impl NodeOptions {
@@ -208,7 +229,7 @@ impl NodeOptions {
             controller: self.controller.clone(),
             limits,
             max_connections: self.max_connections,
-            max_memory_bytes: self.max_memory,
+            max_memory_bytes: self.max_memory.map(|max| max.0),
             idle_timeout: Duration::from_secs(self.idle_timeout_s),
             scan_passes: self.scan_passes,
             replica: replica::Options {
@@ -217,23 +238,84 @@ impl NodeOptions {
                 max_pending_bytes: (16 * 1024 * 1024).max(limits.max_message_bytes()),
                 ..replica::Options::default()
             },
+            storage: self.storage()?,
         })
+    }
+
+    fn storage(&self) -> Result<StorageSettings, String> {
+        let (segment, value) = (self.segment_bytes, self.max_value_bytes);
+        let least = ByteSize((2 * u64::from(value) + SEGMENT_OVERHEAD_BYTES).next_multiple_of(BLOCK_BYTES));
+        if segment < least {
+            return Err(format!(
+                "--segment-bytes {segment} must hold two values of --max-value-bytes {value} and 1MiB: give at least \
+                 --segment-bytes {least}, or a smaller --max-value-bytes"
+            ));
+        }
+        let Some(segment_bytes) = segment.0.checked_next_multiple_of(BLOCK_BYTES) else {
+            return Err(format!("--segment-bytes {segment} is more than any disk has"));
+        };
+        let log = self.max_log_bytes.unwrap_or(ByteSize(segment_bytes.saturating_mul(DEFAULT_LOG_SEGMENTS)));
+        let least = ByteSize(segment_bytes.saturating_mul(FEWEST_LOG_SEGMENTS));
+        if log < least {
+            return Err(format!(
+                "--max-log-bytes {log} must hold {FEWEST_LOG_SEGMENTS} segments of --segment-bytes {segment}: give at least \
+                 --max-log-bytes {least}, or a smaller --segment-bytes"
+            ));
+        }
+        let default_dir = || ["./kv-data/nodes", self.id.as_str()].iter().collect();
+        let dir = self.data_dir.clone().unwrap_or_else(default_dir);
+        Ok(StorageSettings { dir, segment_bytes, max_log_bytes: log.0 })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: NodeOptions,
+    }
+
+    fn storage(flags: &str) -> Result<StorageSettings, String> {
+        let line = ["node", "--id", "a"].into_iter().chain(flags.split_whitespace());
+        let options = Line::try_parse_from(line).map_err(|e| e.to_string())?.options;
+        options.settings("127.0.0.1:1".parse().expect("an address")).map(|s| s.storage)
+    }
 
     #[test]
-    fn sizes() {
-        for (text, bytes) in
-            [("1", 1), ("1000 B", 1000), ("64KiB", 65_536), ("1.5 GiB", 3 << 29), ("2MiB", 2 << 20), ("0.5KiB", 512)]
-        {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "0", "-1", "1.5", "1KB", "1M", "GiB", "0GiB", "1..5GiB", "99999999999GiB", "1 KiB "] {
-            assert!(parse_bytes(text).is_err(), "{text}");
+    fn what_is_kept_where_and_in_what_sizes() {
+        let kept = |dir: &str, segment_bytes, max_log_bytes| {
+            Ok(StorageSettings { dir: dir.into(), segment_bytes, max_log_bytes })
+        };
+        assert_eq!(storage(""), kept("./kv-data/nodes/a", 64 << 20, 256 << 20));
+        assert_eq!(storage("--data-dir d --segment-bytes 8MiB"), kept("d", 8 << 20, 32 << 20));
+        assert_eq!(storage("--data-dir d --segment-bytes 3MiB --max-log-bytes 9MiB"), kept("d", 3 << 20, 9 << 20));
+        assert_eq!(
+            storage("--data-dir d --max-value-bytes 65536 --segment-bytes 1179649"),
+            kept("d", 1_183_744, 4 * 1_183_744),
+            "whole blocks"
+        );
+    }
+
+    #[test]
+    fn sizes_that_do_not_go_together_are_told_with_the_least_that_does() {
+        for (flags, told) in [
+            (
+                "--segment-bytes 2MiB",
+                "two values of --max-value-bytes 1048576 and 1MiB: give at least --segment-bytes 3MiB",
+            ),
+            ("--max-value-bytes 16777216 --segment-bytes 32MiB", "give at least --segment-bytes 33MiB"),
+            ("--max-value-bytes 1 --segment-bytes 1MiB", "give at least --segment-bytes 1028KiB"),
+            ("--max-log-bytes 191MiB", "3 segments of --segment-bytes 64MiB: give at least --max-log-bytes 192MiB"),
+            ("--segment-bytes 18446744073709551615", "more than any disk has"),
+            ("--segment-bytes many", "\"many\" is no size"),
+            ("--max-log-bytes 1GB", "\"1GB\" is no size"),
+        ] {
+            let refused = storage(flags).expect_err(flags);
+            assert!(refused.contains(told), "{flags}: {refused}");
         }
     }
 

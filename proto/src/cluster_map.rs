@@ -6,6 +6,7 @@
 use crate::ids::{ClusterId, DiskId, Epoch, HistoryId, MapVersion, Member, NodeId, PartitionId, ShardId};
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
 
 /// Most partitions that a cluster can have.
 pub const MAX_PARTITIONS: u16 = 4096;
@@ -19,12 +20,57 @@ pub struct ClusterMap {
     pub version: MapVersion,
     /// How many replicas a partition has when nothing is wrong.
     pub replicas: u16,
+    /// What a write waits for before it is acknowledged.
+    #[serde(default)]
+    pub ack: AckMode,
     /// The shards, by their id.
     pub shards: Vec<Shard>,
     /// The nodes that have registered, ordered by id.
     pub nodes: Vec<Node>,
     /// The partitions, by their id.
     pub partitions: Vec<Partition>,
+}
+
+/// What a write waits for before it is acknowledged; fixed when a cluster is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AckMode {
+    /// For the disks of the leader and of every in-sync follower.
+    #[default]
+    Durable,
+    /// For the memory of all of them; their disks follow within 100 ms.
+    Replicated,
+}
+
+impl AckMode {
+    /// The text that stands for it in flags and files.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AckMode::Durable => "durable",
+            AckMode::Replicated => "replicated",
+        }
+    }
+}
+
+impl fmt::Display for AckMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A text that names no [`AckMode`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither durable nor replicated")]
+pub struct UnknownAckMode(pub String);
+
+impl FromStr for AckMode {
+    type Err = UnknownAckMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAckMode> {
+        let known = [AckMode::Durable, AckMode::Replicated].into_iter().find(|mode| mode.as_str() == text);
+        known.ok_or_else(|| UnknownAckMode(text.to_owned()))
+    }
 }
 
 /// The nodes that host the same partitions.
@@ -114,5 +160,23 @@ impl ClusterMap {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.partitions.iter().all(|p| p.configuration.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    /// In flags, in files and on the wire.
+    #[test]
+    fn what_a_write_waits_for_is_the_same_word_everywhere() {
+        for (mode, word, byte) in [(AckMode::Durable, "durable", 0), (AckMode::Replicated, "replicated", 1)] {
+            assert_eq!((mode.to_string().as_str(), word.parse()), (word, Ok(mode)));
+            assert_eq!(serde_json::to_value(mode).expect("a text"), word);
+            assert_eq!(codec::encode(&mode), [byte, 0, 0, 0]);
+        }
+        let refused = "Durable".parse::<AckMode>().expect_err("another word").to_string();
+        assert_eq!(refused, "\"Durable\" is neither durable nor replicated");
     }
 }

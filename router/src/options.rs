@@ -2,6 +2,7 @@
 
 use clap::builder::FalseyValueParser;
 use kv_proto::{
+    cluster_map::AckMode,
     ids::NodeId,
     limits::{DEFAULT_MAX_VALUE_BYTES, HIGHEST_MAX_VALUE_BYTES},
 };
@@ -40,6 +41,12 @@ pub struct RouterOptions {
     #[arg(long, env = "KV_PARTITIONS", default_value_t = 64, value_name = "N")]
     pub partitions: u16,
 
+    /// What a write waits for before it is acknowledged. 'durable': it is flushed to the disk of the leader and of every
+    /// in-sync follower. 'replicated': it is in the memory of all of them, and on their disks within 100 ms, so that a
+    /// loss of power at all of them at once can cost what was acknowledged last. Fixed when the cluster is made
+    #[arg(long, env = "KV_ACK", default_value_t = AckMode::Durable, value_name = "durable|replicated")]
+    pub ack: AckMode,
+
     /// How long a request may take before it is answered by an error, in milliseconds
     #[arg(long, env = "KV_DEADLINE_MS", default_value_t = 2000, value_name = "MS",
           value_parser = clap::value_parser!(u32).range(10..=600_000))]
@@ -61,10 +68,10 @@ pub struct RouterOptions {
 }
 
 impl RouterOptions {
-    /// The numbers that are fixed when the cluster is made.
+    /// What is fixed when the cluster is made.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        Shape { shards: self.shards, replicas: self.replicas, partitions: self.partitions }
+        Shape { shards: self.shards, replicas: self.replicas, partitions: self.partitions, ack: self.ack }
     }
 }
 
@@ -84,7 +91,7 @@ mod tests {
         let options = Cli::try_parse_from(["router"]).expect("defaults").options;
         assert_eq!(options.http.to_string(), "127.0.0.1:5000");
         assert_eq!(options.controller_listen.to_string(), "127.0.0.1:5100");
-        assert_eq!(options.shape(), Shape { shards: 3, replicas: 2, partitions: 64 });
+        assert_eq!(options.shape(), Shape { shards: 3, replicas: 2, partitions: 64, ack: AckMode::Durable });
         assert!(!options.no_get_delete);
         for bad in [
             ["--id", "a b"],
@@ -92,10 +99,13 @@ mod tests {
             ["--deadline-ms", "0"],
             ["--max-value-bytes", "16777217"],
             ["--max-connections", "0"],
+            ["--ack", "never"],
         ] {
             assert!(Cli::try_parse_from(["router"].into_iter().chain(bad)).is_err(), "{bad:?}");
         }
-        let options = Cli::try_parse_from(["router", "--no-get-delete", "--shards", "1"]).expect("flags").options;
-        assert!(options.no_get_delete && options.shards == 1);
+        let options = Cli::try_parse_from(["router", "--no-get-delete", "--shards", "1", "--ack", "replicated"])
+            .expect("flags")
+            .options;
+        assert!(options.no_get_delete && options.shards == 1 && options.ack == AckMode::Replicated);
     }
 }

@@ -6,6 +6,7 @@
 //! | `local.json` | the shape of the cluster that the data belong to |
 //! | `cluster.json` | the running processes; there only while they run |
 //! | `router/` | the router's own directory, with the cluster map |
+//! | `nodes/ID/` | a node's own directory, with its log |
 
 use super::{
     Options,
@@ -52,17 +53,23 @@ impl DataDir {
         Ok(DataDir { path, lock })
     }
 
-    /// Makes the directory ready for a cluster that starts empty, since data live in memory: remembers its shape and
-    /// moves the cluster map of an earlier run away, whose members have lost what made them members.
+    /// Makes the directory ready for the cluster of this shape: remembers it. Where no node has kept anything, the
+    /// cluster starts empty, and a cluster map, whose members are no members without their data, is moved away.
     pub(super) fn begin(&self, options: &Options) -> anyhow::Result<()> {
         self.write("local.json", &Shape::of(options).text())?;
         self.forget_manifest()?;
+        let (router, nodes) = (self.router(), self.nodes());
+        for dir in [&router, &nodes] {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        if !is_vacant(&nodes).with_context(|| format!("cannot look into {}", nodes.display()))? {
+            return Ok(());
+        }
         let (map, previous) = ("cluster-map.json", "cluster-map.previous.json");
-        let router = self.router();
-        fs::create_dir_all(&router).with_context(|| format!("cannot make {}", router.display()))?;
         match fs::rename(router.join(map), router.join(previous)) {
             Ok(()) => output::line(format!(
-                "data live in memory, so this cluster starts empty; the old cluster map is kept as {}",
+                "{} has no data of any node, so this cluster starts empty; the old cluster map is kept as {}",
+                nodes.display(),
                 router.join(previous).display()
             )),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -74,6 +81,11 @@ impl DataDir {
     /// The router's own directory.
     pub(super) fn router(&self) -> PathBuf {
         self.path.join("router")
+    }
+
+    /// The folder of the nodes' own directories.
+    pub(super) fn nodes(&self) -> PathBuf {
+        self.path.join("nodes")
     }
 
     /// Replaces `cluster.json` as a whole.
@@ -128,6 +140,16 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// Whether the nodes' directories have nothing in them.
+fn is_vacant(nodes: &Path) -> io::Result<bool> {
+    for node in fs::read_dir(nodes)? {
+        if fs::read_dir(node?.path())?.next().is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn read_if_there(path: &Path) -> anyhow::Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -178,15 +200,30 @@ mod tests {
     }
 
     #[test]
-    fn an_old_map_is_moved_away_and_an_old_manifest_removed() {
+    fn a_map_without_data_is_moved_away_and_an_old_manifest_removed() {
         let dir = tempfile::tempdir().expect("a directory");
         let router = dir.path().join("router");
         fs::create_dir(&router).expect("writable");
+        fs::create_dir_all(dir.path().join("nodes/began-and-kept-nothing")).expect("writable");
         fs::write(router.join("cluster-map.json"), "old").expect("writable");
         fs::write(dir.path().join("cluster.json"), "old").expect("writable");
         let options = options(dir.path(), &[]);
         DataDir::open(&options).expect("free").begin(&options).expect("writable");
         assert_eq!(fs::read_to_string(router.join("cluster-map.previous.json")).expect("there"), "old");
         assert!(!router.join("cluster-map.json").exists() && !dir.path().join("cluster.json").exists());
+    }
+
+    #[test]
+    fn the_map_of_nodes_that_have_kept_something_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (map, node) = (dir.path().join("router/cluster-map.json"), dir.path().join("nodes/a"));
+        for made in [map.parent().expect("a folder"), &node] {
+            fs::create_dir_all(made).expect("writable");
+        }
+        fs::write(&map, "kept").expect("writable");
+        fs::write(node.join("log"), "kept").expect("writable");
+        let options = options(dir.path(), &[]);
+        DataDir::open(&options).expect("free").begin(&options).expect("writable");
+        assert_eq!(fs::read_to_string(&map).expect("there"), "kept");
     }
 }

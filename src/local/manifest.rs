@@ -3,6 +3,7 @@
 
 use super::{Options, SUPERVISOR, plan::Role};
 use anyhow::bail;
+use kv_proto::cluster_map::AckMode;
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::Path};
 
@@ -43,11 +44,14 @@ pub(super) struct Shape {
     shards: u16,
     replicas: u16,
     partitions: u16,
+    #[serde(default)]
+    ack: AckMode,
 }
 
 impl Shape {
     pub(super) fn of(options: &Options) -> Self {
-        Shape { shards: options.shards, replicas: options.replicas, partitions: options.partitions }
+        let Options { shards, replicas, partitions, ack, .. } = *options;
+        Shape { shards, replicas, partitions, ack }
     }
 
     pub(super) fn text(&self) -> String {
@@ -57,9 +61,10 @@ impl Shape {
     /// Refuses a shape that differs from the one that the data in `dir` have.
     pub(super) fn check(&self, old: &Shape, dir: &Path) -> anyhow::Result<()> {
         let pairs = [
-            ("--shards", old.shards, self.shards),
-            ("--replicas", old.replicas, self.replicas),
-            ("--partitions", old.partitions, self.partitions),
+            ("--shards", old.shards.to_string(), self.shards.to_string()),
+            ("--replicas", old.replicas.to_string(), self.replicas.to_string()),
+            ("--partitions", old.partitions.to_string(), self.partitions.to_string()),
+            ("--ack", old.ack.to_string(), self.ack.to_string()),
         ];
         let mut differing = pairs.iter().filter(|(_, old, new)| old != new).peekable();
         if differing.peek().is_none() {
@@ -112,7 +117,7 @@ mod tests {
 
     #[test]
     fn other_shapes_on_old_data_are_refused_with_what_differs() {
-        let old = Shape { shards: 3, replicas: 2, partitions: 64 };
+        let old = Shape { shards: 3, replicas: 2, partitions: 64, ack: AckMode::Durable };
         let check = |new: &Shape| new.check(&old, Path::new("dir")).map_err(|e| e.to_string());
         assert_eq!(check(&old), Ok(()));
         let refused = "dir holds a cluster made with --shards 3, not with --shards 4: give the old value again, or \
@@ -120,5 +125,13 @@ mod tests {
         assert_eq!(check(&Shape { shards: 4, ..old.clone() }), Err(refused.to_owned()));
         let refused = check(&Shape { replicas: 1, partitions: 8, ..old.clone() }).expect_err("differs");
         assert!(refused.contains("--replicas 2 --partitions 64, not with --replicas 1 --partitions 8"), "{refused}");
+        let refused = check(&Shape { ack: AckMode::Replicated, ..old.clone() }).expect_err("differs");
+        assert!(refused.contains("made with --ack durable, not with --ack replicated"), "{refused}");
+    }
+
+    #[test]
+    fn a_shape_that_an_earlier_version_remembered_waits_for_the_disks() {
+        let old: Shape = serde_json::from_str(r#"{"shards": 3, "replicas": 2, "partitions": 64}"#).expect("read");
+        assert_eq!(old, Shape { shards: 3, replicas: 2, partitions: 64, ack: AckMode::Durable });
     }
 }

@@ -23,6 +23,7 @@ use crate::output;
 use anyhow::Context;
 use data_dir::DataDir;
 use kv_node::probe::{self, Verdict};
+use kv_proto::cluster_map::AckMode;
 use plan::Plan;
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use supervisor::{Signals, Supervisor};
@@ -42,6 +43,11 @@ pub(crate) struct Options {
     /// Partitions of the keys, spread over the shards; fixed for the life of a cluster
     #[arg(long, env = "KV_PARTITIONS", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) partitions: u16,
+    /// What a write waits for before it is acknowledged. 'durable': it is flushed to the disk of the leader and of every
+    /// in-sync follower. 'replicated': it is in the memory of all of them, and on their disks within 100 ms. Fixed for
+    /// the life of a cluster
+    #[arg(long, env = "KV_ACK", default_value_t = AckMode::Durable, value_name = "durable|replicated")]
+    pub(crate) ack: AckMode,
     /// Executors (threads that share nothing) of each node
     #[arg(long, env = "KV_CORES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) cores: u16,
@@ -54,7 +60,7 @@ pub(crate) struct Options {
     /// How the ports of nodes and controller are chosen
     #[arg(long, env = "KV_PORTS", value_enum, default_value_t = Ports::Fixed)]
     pub(crate) ports: Ports,
-    /// Start a process again when it dies; a node that lost its memory then refuses its part and says so
+    /// Start a process again when it dies, with the same flags and at the same address
     #[arg(long, env = "KV_RESTART", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) restart: bool,
 }

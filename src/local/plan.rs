@@ -58,6 +58,8 @@ pub(super) struct Common<'a> {
     pub(super) options: &'a Options,
     pub(super) controller: SocketAddr,
     pub(super) router_data: &'a Path,
+    /// The folder of the nodes' folders.
+    pub(super) nodes_data: &'a Path,
     pub(super) supervisor_pid: u32,
 }
 
@@ -148,6 +150,7 @@ impl Process {
             flag("--controller", text(&common.controller));
             flag("--cores", text(&options.cores));
             flag("--pin", text(&pin.join(",")));
+            flag("--data-dir", common.nodes_data.join(&self.name).into());
         } else {
             flag("--id", text(&self.name));
             flag("--http", text(&self.address));
@@ -156,6 +159,7 @@ impl Process {
             flag("--shards", text(&options.shards));
             flag("--replicas", text(&options.replicas));
             flag("--partitions", text(&options.partitions));
+            flag("--ack", text(&options.ack));
         }
         flag("--supervisor-pid", text(&common.supervisor_pid));
         arguments.insert(0, if self.node.is_some() { "node".into() } else { "router".into() });
@@ -284,21 +288,26 @@ mod tests {
 
     #[test]
     fn arguments() {
-        let options = options("--cores 2 --ports auto");
+        let options = options("--cores 2 --ports auto --ack replicated");
         let mut plan = Plan::new(&options, &[0, 3]).expect("valid");
         plan.controller.set_port(7);
-        let data = Path::new("d/router");
-        let common = Common { options: &options, controller: plan.controller, router_data: data, supervisor_pid: 42 };
+        let common = Common {
+            options: &options,
+            controller: plan.controller,
+            router_data: Path::new("d/router"),
+            nodes_data: Path::new("d/nodes"),
+            supervisor_pid: 42,
+        };
         let line = |i: usize| plan.processes[i].arguments(common).join(std::ffi::OsStr::new(" "));
         assert_eq!(
             line(0),
             "router --id router --http 127.0.0.1:0 --controller-listen 127.0.0.1:7 --data-dir d/router --shards 3 \
-             --replicas 2 --partitions 64 --supervisor-pid 42"
+             --replicas 2 --partitions 64 --ack replicated --supervisor-pid 42"
         );
         assert_eq!(
             line(2),
             "node --id shard0-follower --shard 0 --role follower --listen 127.0.0.1:0 --controller 127.0.0.1:7 \
-             --cores 2 --pin 0,3 --supervisor-pid 42"
+             --cores 2 --pin 0,3 --data-dir d/nodes/shard0-follower --supervisor-pid 42"
         );
     }
 

@@ -14,6 +14,7 @@ use super::{
 use crate::{http::Api, output};
 use anyhow::{Context, bail};
 use hyper::{Method, StatusCode, body::Bytes};
+use kv_proto::cluster_map::AckMode;
 use rustix::process::Signal;
 use std::{convert::Infallible, io, path::PathBuf, time::Duration};
 use tokio::{
@@ -27,8 +28,11 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the cluster may take from when all processes listen until the API is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(50);
-/// How long processes of one role may take to stop before they are killed.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long processes of one role may take to stop before they are killed: a node that stops flushes its log first, on a
+/// disk that may be slow. A second Ctrl-C need not wait for it.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// After how long it is told who is waited for.
+const STOP_NOTICE: Duration = Duration::from_secs(3);
 /// The pause before a process that died is started again: doubled with each death in a row up to the longest, and
 /// the shortest again for one that ran for [`STEADY`].
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
@@ -97,13 +101,20 @@ impl Supervisor {
     pub(super) async fn stop(&mut self) {
         for role in [Role::Router, Role::Leader, Role::Follower] {
             self.signal(Signal::TERM, |p| p.role == role);
-            if timeout(STOP_DEADLINE, self.until_ended(|p| p.role == role)).await.is_err() {
-                for name in self.running(|p| p.role == role) {
-                    output::line(format!("{SUPERVISOR}: {name} did not stop within {STOP_DEADLINE:?}; killing it"));
-                }
-                self.signal(Signal::KILL, |p| p.role == role);
-                self.until_ended(|p| p.role == role).await;
+            if self.have_ended(role, STOP_NOTICE).await {
+                continue;
             }
+            for name in self.running(|p| p.role == role) {
+                output::line(format!("{SUPERVISOR}: waiting for {name} to stop"));
+            }
+            if self.have_ended(role, STOP_DEADLINE - STOP_NOTICE).await {
+                continue;
+            }
+            for name in self.running(|p| p.role == role) {
+                output::line(format!("{SUPERVISOR}: {name} did not stop within {STOP_DEADLINE:?}; killing it"));
+            }
+            self.signal(Signal::KILL, |p| p.role == role);
+            self.until_ended(|p| p.role == role).await;
         }
         self.forget_manifest();
     }
@@ -117,11 +128,12 @@ impl Supervisor {
 
     fn start(&mut self, index: usize) -> anyhow::Result<()> {
         let process = &self.plan.processes[index];
-        let router_data = self.data.router();
+        let (router_data, nodes_data) = (self.data.router(), self.data.nodes());
         let common = Common {
             options: &self.options,
             controller: self.plan.controller,
             router_data: &router_data,
+            nodes_data: &nodes_data,
             supervisor_pid: std::process::id(),
         };
         let arguments = process.arguments(common);
@@ -242,6 +254,10 @@ impl Supervisor {
         let url = self.http();
         let program = std::env::args_os().next().unwrap_or_else(|| "kv".into());
         let kv = program.display();
+        let held = match self.options.ack {
+            AckMode::Durable => "on the disk",
+            AckMode::Replicated => "in the memory",
+        };
         output::line(format!("ready {url}"));
         output::line(format!(
             "
@@ -251,7 +267,8 @@ Try it from another shell:
   curl -X DELETE '{url}/delete?key=greeting'
   {kv} status --cluster {url}
 
-Data live in memory: they are gone when the processes that hold them end. Ctrl-C stops the cluster.
+An acknowledged write is {held} of its leader and of every in-sync follower.
+Ctrl-C stops the cluster; a start on the same data brings it back.
 "
         ));
     }
@@ -271,6 +288,11 @@ Data live in memory: they are gone when the processes that hold them end. Ctrl-C
     fn running<'a>(&'a self, which: impl Fn(&Process) -> bool + 'a) -> impl Iterator<Item = &'a str> {
         let both = self.plan.processes.iter().zip(&self.slots);
         both.filter(move |(process, slot)| slot.child.is_some() && which(process)).map(|(p, _)| p.name.as_str())
+    }
+
+    /// Whether the processes of a role end within this time.
+    async fn have_ended(&mut self, role: Role, within: Duration) -> bool {
+        timeout(within, self.until_ended(|p| p.role == role)).await.is_ok()
     }
 
     /// Waits until no such process runs. Only a process that ends on its own while others are stopped is told of.

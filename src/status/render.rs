@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt::Write};
 pub(super) fn render(topology: &Topology, with_partitions: bool) -> String {
     let view = View::of(topology);
     let mut text = view.headline();
-    text += "\ndata live in memory: they are gone when the processes that hold them end\n\n";
+    text += "\n\n";
     text += &view.nodes();
     text += "\n";
     text += &view.shards();
@@ -78,9 +78,10 @@ impl<'a> View<'a> {
             n => format!(" ({n} not created yet: a shard waits for its nodes)"),
         };
         format!(
-            "cluster {}, map version {}: {} of {}, {}{missing}",
+            "cluster {}, map version {}, ack {}: {} of {}, {}{missing}",
             map.cluster,
             map.version,
+            map.ack,
             counted(map.shards.len(), "shard"),
             counted(map.replicas.into(), "replica"),
             counted(map.partitions.len(), "partition"),
@@ -276,7 +277,7 @@ mod tests {
     use super::*;
     use crate::status::NodeReport;
     use kv_proto::{
-        cluster_map::{Node, Shard},
+        cluster_map::{AckMode, Node, Shard},
         ids::{ClusterId, DiskId, ExecutorIndex, HistoryId, MapVersion},
     };
 
@@ -337,6 +338,7 @@ mod tests {
                 cluster: ClusterId(0xc),
                 version: MapVersion(4),
                 replicas: 2,
+                ack: AckMode::Durable,
                 shards: vec![Shard { nodes: vec![leader, follower] }],
                 nodes: vec![registered(follower, 2, "127.0.0.1:6001"), registered(leader, 1, "127.0.0.1:5001")],
                 partitions: vec![partition(true), partition(true)],
@@ -354,8 +356,7 @@ mod tests {
         assert_eq!(
             render(&topology(Some(followers)), true),
             "\
-cluster 0000000000000000000000000000000c, map version 4: 1 shard of 2 replicas, 2 partitions
-data live in memory: they are gone when the processes that hold them end
+cluster 0000000000000000000000000000000c, map version 4, ack durable: 1 shard of 2 replicas, 2 partitions
 
 NODE             ADDRESS         SHARD  LEADS  FOLLOWS  REFUSES  KEYS    BYTES  CONNECTIONS     UP  STATE
 shard0-follower  127.0.0.1:6001      0      0        2        0    20  2.0 KiB            3  1 min  ok

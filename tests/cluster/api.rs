@@ -160,7 +160,7 @@ fn the_manifest_is_true_and_keys_spread_over_all_leaders() {
 
     let (code, stdout, stderr) = run(&mut cluster.kv(&["status", "--partitions"]));
     assert_eq!(code, 0, "{stderr}");
-    assert!(stdout.contains("data live in memory") && stdout.contains("shard2-follower"), "{stdout}");
+    assert!(stdout.contains(", ack durable: 3 shards") && stdout.contains("shard2-follower"), "{stdout}");
     assert_eq!(stdout.lines().filter(|l| l.ends_with("  equal")).count(), 64, "{stdout}");
     let (code, stdout, _) = run(&mut cluster.kv(&["status", "--json"]));
     let parsed: Value = serde_json::from_str(&stdout).expect("JSON");

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
-    fs,
+    fmt, fs,
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -241,8 +241,14 @@ impl Cluster {
 
     #[track_caller]
     pub(crate) fn start_in(dir: TempDir, flags: &[&str]) -> Self {
+        Self::start_with(dir, flags, &[])
+    }
+
+    /// With these variables in its environment, and in that of all its processes.
+    #[track_caller]
+    pub(crate) fn start_with(dir: TempDir, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let supervisor = Spawned::start(local(dir.path()).args(flags));
+        let supervisor = Spawned::start(local(dir.path()).args(flags).envs(environment.iter().copied()));
         let url = supervisor.output.wait_for("the cluster is ready", |l| l.strip_prefix("ready ").map(str::to_owned));
         Cluster { supervisor, http: Http::new(&url), url, dir, _turn: turn }
     }
@@ -250,6 +256,23 @@ impl Cluster {
     /// Ends the cluster and gives its directory back.
     pub(crate) fn into_dir(self) -> TempDir {
         self.dir
+    }
+
+    /// Stops the cluster as a person does, and gives its directory back.
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> TempDir {
+        signal(self.supervisor.pid(), Signal::INT);
+        assert_eq!(self.supervisor.wait().code(), Some(0));
+        self.dir
+    }
+
+    /// Waits until every partition takes writes, whether the router runs already or not.
+    #[track_caller]
+    pub(crate) fn until_ready(&self) {
+        until("the cluster is ready", || {
+            let answer = self.http.try_send(Method::GET, "/readyz", &[], Bytes::new()).ok()?;
+            (answer.status == StatusCode::OK).then_some(())
+        });
     }
 
     pub(crate) fn manifest(&self) -> Manifest {
@@ -348,15 +371,29 @@ impl Answer {
     }
 }
 
+/// Why there is none.
+#[derive(Debug)]
+pub(crate) struct NoAnswer {
+    /// Whether the request may have arrived.
+    pub(crate) sent: bool,
+    cause: String,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.cause)
+    }
+}
+
 /// Keep-alive HTTP for tests that are not async themselves.
-struct Http {
+pub(crate) struct Http {
     base: String,
     runtime: tokio::runtime::Runtime,
     client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
 }
 
 impl Http {
-    fn new(base: &str) -> Self {
+    pub(crate) fn new(base: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         Http {
             base: base.to_owned(),
@@ -367,20 +404,31 @@ impl Http {
 
     #[track_caller]
     fn send(&self, method: Method, path: &str, headers: &[(HeaderName, &str)], body: Bytes) -> Answer {
+        self.try_send(method, path, headers, body).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// Fails where there is no answer.
+    #[track_caller]
+    pub(crate) fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+        body: Bytes,
+    ) -> Result<Answer, NoAnswer> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(name, *value);
         }
         let request = request.body(Full::new(body)).expect("a request");
         let exchange = async {
-            let response = self.client.request(request).await.map_err(|e| e.to_string())?;
+            let response = self.client.request(request).await;
+            let response = response.map_err(|e| NoAnswer { sent: !e.is_connect(), cause: e.to_string() })?;
             let (head, body) = response.into_parts();
-            let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
-            Ok::<_, String>(Answer { status: head.status, headers: head.headers, body })
+            let body = body.collect().await.map_err(|e| NoAnswer { sent: true, cause: e.to_string() })?.to_bytes();
+            Ok(Answer { status: head.status, headers: head.headers, body })
         };
         let answer = self.runtime.block_on(async { tokio::time::timeout(BOUND, exchange).await });
-        answer
-            .unwrap_or_else(|_| panic!("no answer for {path} within {BOUND:?}"))
-            .unwrap_or_else(|e| panic!("{path}: {e}"))
+        answer.unwrap_or_else(|_| panic!("no answer for {path} within {BOUND:?}"))
     }
 }

@@ -4,10 +4,13 @@
 mod api;
 mod binary;
 mod common;
+mod durability;
 mod executors;
 mod failures;
 mod hostile;
+mod ledger;
 mod packages;
+mod restart;
 mod start;
 
 #[path = "../../examples/load_packages/http.rs"]

@@ -33,8 +33,12 @@ fn a_directory_in_use_and_a_directory_of_another_cluster() {
     refused(run(&mut local(same)), &["is in use by another `kv local`", "--data-dir"]);
     signal(cluster.supervisor.pid(), Signal::TERM);
     assert_eq!(cluster.supervisor.wait().code(), Some(0));
-    let words = ["holds a cluster made with --shards 1, not with --shards 2", "another --data-dir"];
-    refused(run(local(cluster.dir.path()).args(["--shards", "2"])), &words);
+    for (flags, words) in [
+        (["--shards", "2"], "holds a cluster made with --shards 1, not with --shards 2"),
+        (["--ack", "replicated"], "made with --shards 1 --ack durable, not with --shards 3 --ack replicated"),
+    ] {
+        refused(run(local(cluster.dir.path()).args(flags)), &[words, "another --data-dir"]);
+    }
 }
 
 #[test]
@@ -61,6 +65,18 @@ fn a_process_that_cannot_start_says_why_and_stops_all() {
     assert!(stderr.contains("--suspect-after-ms 1 must be at least"), "the reason of the process: {stderr}");
     assert!(stderr.contains("the cluster cannot start: shard0-"), "{stderr}");
     assert!(stdout.contains("router: listening") && !stdout.contains("ready"), "{stdout}");
+}
+
+/// As for every flag of a node that is none of `kv local`.
+#[test]
+fn the_environment_reaches_the_nodes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (code, _, stderr) = run(local(dir.path()).args(["--shards", "1"]).env("KV_SEGMENT_BYTES", "2MiB"));
+    assert_eq!(code, 1, "{stderr}");
+    assert!(
+        stderr.contains("error: --segment-bytes 2MiB must hold two values of --max-value-bytes 1048576"),
+        "{stderr}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A node that does what a test tells it to.
 
 use kv_client::proto::{
-    cluster_map::{ClusterMap, Configuration, Node, Partition, Shard},
+    cluster_map::{AckMode, ClusterMap, Configuration, Node, Partition, Shard},
     codec,
     error_code::{ErrorCode, WireError},
     frame::{self, Decoder, Kind},
@@ -252,6 +252,7 @@ pub(crate) fn map(nodes: &[(&str, &str)], leaders: &[&str]) -> ClusterMap {
         cluster: CLUSTER,
         version: MapVersion(1),
         replicas: 1,
+        ack: AckMode::Durable,
         shards: vec![Shard::default()],
         nodes: nodes.iter().map(node).collect(),
         partitions: leaders.iter().map(partition).collect(),

@@ -15,7 +15,7 @@
 
 use crate::{configuration, placement};
 use kv_proto::{
-    cluster_map::{ClusterMap, Configuration, MAX_PARTITIONS, Node, Partition, Shard},
+    cluster_map::{AckMode, ClusterMap, Configuration, MAX_PARTITIONS, Node, Partition, Shard},
     control::{Change, Proposal},
     ids::{ClusterId, Epoch, HistoryId, MapVersion, NodeId, PartitionId, ShardId},
 };
@@ -25,7 +25,7 @@ pub const MAX_REPLICAS: u16 = 7;
 /// Longest address of a node, in bytes.
 const MAX_ADDRESS_BYTES: usize = 255;
 
-/// The numbers that are fixed when a cluster is made.
+/// What is fixed when a cluster is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// How many shards host the partitions.
@@ -34,6 +34,8 @@ pub struct Shape {
     pub replicas: u16,
     /// How many partitions the keys are spread over.
     pub partitions: u16,
+    /// What a write waits for before it is acknowledged.
+    pub ack: AckMode,
 }
 
 /// Numbers that no cluster can have.
@@ -170,7 +172,7 @@ impl Cluster {
     /// # Errors
     /// When `shape` has a number that no cluster can have.
     pub fn new(id: ClusterId, shape: Shape) -> Result<Self, InvalidShape> {
-        let Shape { shards, replicas, partitions } = shape;
+        let Shape { shards, replicas, partitions, ack } = shape;
         if !(1..=MAX_PARTITIONS).contains(&partitions) {
             return Err(InvalidShape::Partitions(partitions));
         }
@@ -184,6 +186,7 @@ impl Cluster {
             cluster: id,
             version: MapVersion(1),
             replicas,
+            ack,
             shards: vec![Shard::default(); usize::from(shards)],
             nodes: Vec::new(),
             partitions: vec![Partition { shard: ShardId(0), configuration: None }; usize::from(partitions)],
@@ -194,13 +197,14 @@ impl Cluster {
         Ok(Cluster { map, carried_out: vec![None; usize::from(partitions)] })
     }
 
-    /// The numbers that it was made with.
+    /// What it was made with.
     #[must_use]
     pub fn shape(&self) -> Shape {
         Shape {
             shards: self.map.shards.len() as u16,
             replicas: self.map.replicas,
             partitions: self.map.partition_count(),
+            ack: self.map.ack,
         }
     }
 
@@ -346,7 +350,7 @@ mod tests {
     const OURS: ClusterId = ClusterId(1);
 
     fn cluster(shards: u16, replicas: u16, partitions: u16) -> Cluster {
-        Cluster::new(OURS, Shape { shards, replicas, partitions }).expect("a possible shape")
+        Cluster::new(OURS, Shape { shards, replicas, partitions, ack: AckMode::Durable }).expect("a possible shape")
     }
 
     fn node(name: &str, disk: u128, shard: u16) -> Node {
@@ -375,7 +379,8 @@ mod tests {
 
     #[test]
     fn impossible_numbers_are_refused() {
-        let new = |shards, replicas, partitions| Cluster::new(OURS, Shape { shards, replicas, partitions });
+        let ack = AckMode::Durable;
+        let new = |shards, replicas, partitions| Cluster::new(OURS, Shape { shards, replicas, partitions, ack });
         for (shards, replicas, partitions, expected) in [
             (3, 2, 0, Some(InvalidShape::Partitions(0))),
             (3, 2, 4097, Some(InvalidShape::Partitions(4097))),

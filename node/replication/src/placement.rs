@@ -110,7 +110,7 @@ pub fn roles(nodes: &[&Node], nth: usize) -> (Member, Vec<Member>) {
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::{Partition, Shard},
+        cluster_map::{AckMode, Partition, Shard},
         ids::{ClusterId, DiskId, MapVersion, NodeId},
     };
     use proptest::prelude::*;
@@ -121,6 +121,7 @@ mod tests {
             cluster: ClusterId(1),
             version: MapVersion(1),
             replicas: 2,
+            ack: AckMode::Durable,
             shards: vec![Shard::default(); usize::from(placement.iter().max().map_or(0, |s| s + 1))],
             nodes: Vec::new(),
             partitions: placement.iter().map(partition).collect(),

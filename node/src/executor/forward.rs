@@ -215,7 +215,7 @@ impl Executor {
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::{Configuration, Partition},
+        cluster_map::{AckMode, Configuration, Partition},
         ids::{ClusterId, DiskId, Epoch, HistoryId, MapVersion, Member, NodeId, ShardId},
     };
 
@@ -233,6 +233,7 @@ mod tests {
             cluster: ClusterId(1),
             version: MapVersion(1),
             replicas: 1,
+            ack: AckMode::Durable,
             shards: vec![],
             nodes: vec![],
             partitions: leaders.iter().map(partition).collect(),

@@ -52,7 +52,7 @@ pub enum OpenError {
     /// No cluster can have these numbers.
     #[error(transparent)]
     Shape(#[from] InvalidShape),
-    /// The cluster in the folder was made with other numbers.
+    /// The cluster in the folder was made otherwise.
     #[error(
         "the cluster in {dir} was made with --{flag} {kept}, which cannot be changed to {asked}: start with --{flag} {kept}, \
          or use another --data-dir for another cluster"
@@ -60,12 +60,12 @@ pub enum OpenError {
     OtherShape {
         /// The folder.
         dir: PathBuf,
-        /// Which number.
+        /// What differs.
         flag: &'static str,
         /// As the cluster was made.
-        kept: u16,
+        kept: String,
         /// As it was asked for now.
-        asked: u16,
+        asked: String,
     },
 }
 
@@ -204,9 +204,10 @@ impl Inner {
 
 fn same_shape(dir: &Path, kept: Shape, asked: Shape) -> Result<(), OpenError> {
     for (flag, kept, asked) in [
-        ("shards", kept.shards, asked.shards),
-        ("replicas", kept.replicas, asked.replicas),
-        ("partitions", kept.partitions, asked.partitions),
+        ("shards", kept.shards.to_string(), asked.shards.to_string()),
+        ("replicas", kept.replicas.to_string(), asked.replicas.to_string()),
+        ("partitions", kept.partitions.to_string(), asked.partitions.to_string()),
+        ("ack", kept.ack.to_string(), asked.ack.to_string()),
     ] {
         if kept != asked {
             return Err(OpenError::OtherShape { dir: dir.to_path_buf(), flag, kept, asked });
@@ -219,11 +220,11 @@ fn same_shape(dir: &Path, kept: Shape, asked: Shape) -> Result<(), OpenError> {
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::Node,
+        cluster_map::{AckMode, Node},
         ids::{DiskId, MapVersion, NodeId, ShardId},
     };
 
-    const SHAPE: Shape = Shape { shards: 1, replicas: 2, partitions: 4 };
+    const SHAPE: Shape = Shape { shards: 1, replicas: 2, partitions: 4, ack: AckMode::Durable };
 
     fn register(name: &str, disk: u128) -> Command {
         let node = Node {
@@ -323,13 +324,17 @@ mod tests {
     }
 
     #[test]
-    fn other_numbers_than_those_of_the_cluster_are_refused_with_a_cure() {
+    fn another_shape_than_that_of_the_cluster_is_refused_with_a_cure() {
         let dir = tempfile::tempdir().expect("a folder");
         drop(ConfigStore::open(dir.path(), SHAPE).expect("opened"));
         for (shape, flag) in [
             (Shape { shards: 2, ..SHAPE }, "start with --shards 1"),
             (Shape { replicas: 1, ..SHAPE }, "start with --replicas 2"),
             (Shape { partitions: 8, ..SHAPE }, "start with --partitions 4"),
+            (
+                Shape { ack: AckMode::Replicated, ..SHAPE },
+                "made with --ack durable, which cannot be changed to replicated: start with --ack durable",
+            ),
         ] {
             let error = ConfigStore::open(dir.path(), shape).expect_err(flag);
             assert!(error.to_string().contains(flag), "{error}");

@@ -9,6 +9,7 @@
 //!
 //! # Invariants
 //! * A file that is not whole, or of a format that this version does not know, is an error and never an empty cluster.
+//! * Every file that an earlier version wrote is read (`tests/corpus/`).
 
 use kv_proto::{
     cluster_map::ClusterMap,
@@ -160,14 +161,14 @@ pub(super) fn write(dir: &Path, cluster: &Cluster) -> Result<(), WriteError> {
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::Node,
+        cluster_map::{AckMode, Node},
         ids::{ClusterId, DiskId, NodeId, ShardId},
     };
     use kv_replication::cluster::{Command, Shape};
 
     fn cluster() -> Cluster {
-        let mut cluster =
-            Cluster::new(ClusterId(u128::MAX), Shape { shards: 1, replicas: 1, partitions: 3 }).expect("possible");
+        let shape = Shape { shards: 1, replicas: 1, partitions: 3, ack: AckMode::Replicated };
+        let mut cluster = Cluster::new(ClusterId(u128::MAX), shape).expect("possible");
         let node = Node {
             id: NodeId::new("n").expect("a node id"),
             disk: DiskId(7),
@@ -191,6 +192,19 @@ mod tests {
         let names: Vec<_> =
             fs::read_dir(dir.path()).expect("a folder").map(|f| f.expect("a file").file_name()).collect();
         assert_eq!(names, ["cluster-map.json"]);
+    }
+
+    /// Of the time when no file said what a write waits for.
+    #[test]
+    fn a_file_of_an_earlier_version_is_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/cluster-map-without-ack.json");
+        fs::copy(corpus, dir.path().join(NAME)).expect("copied");
+        let cluster = read(dir.path()).expect("read").expect("a cluster");
+        assert_eq!(cluster.shape(), Shape { shards: 1, replicas: 2, partitions: 4, ack: AckMode::Durable });
+        assert!(cluster.map.is_complete() && cluster.carried_out.iter().all(Option::is_some));
+        write(dir.path(), &cluster).expect("written");
+        assert_eq!(read(dir.path()).expect("read again"), Some(cluster));
     }
 
     #[test]

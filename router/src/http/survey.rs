@@ -101,15 +101,15 @@ impl<'a> Topology<'a> {
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::Node,
+        cluster_map::{AckMode, Node},
         ids::{ClusterId, DiskId, Epoch, ExecutorIndex, Lsn, ShardId},
         stats::ReplicaStats,
     };
     use kv_replication::cluster::{Cluster, Command, Shape};
 
     fn map(nodes: &[&str]) -> ClusterMap {
-        let mut cluster =
-            Cluster::new(ClusterId(1), Shape { shards: 1, replicas: 2, partitions: 2 }).expect("possible");
+        let shape = Shape { shards: 1, replicas: 2, partitions: 2, ack: AckMode::Durable };
+        let mut cluster = Cluster::new(ClusterId(1), shape).expect("possible");
         for name in nodes {
             let node = Node {
                 id: NodeId::new(name).expect("a node id"),
