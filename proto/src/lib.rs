@@ -25,4 +25,5 @@ pub mod replication;
 pub mod request;
 pub mod response;
 pub mod routing;
+pub mod sealed_json;
 pub mod stats;

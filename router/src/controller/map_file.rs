@@ -4,7 +4,7 @@
 //! {"format": 1, "checksum": "9ae0daaf", "cluster": {"map": {…}, "carried_out": ["00…2a", null, …]}}
 //! ```
 //!
-//! The checksum is the CRC32C of the text of `cluster`, as it stands there. A new version is written beside the old one,
+//! (A [`sealed_json`] file.) A new version is written beside the old one,
 //! synced, renamed over it, and the folder is synced: at every moment there is one whole file.
 //!
 //! # Invariants
@@ -14,10 +14,10 @@
 use kv_proto::{
     cluster_map::ClusterMap,
     ids::{ClientId, PartitionId},
+    sealed_json::{self, OpenError},
 };
 use kv_replication::cluster::Cluster;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use std::{
     fs::{self, File},
     io::{self, Write as _},
@@ -25,6 +25,8 @@ use std::{
 };
 
 const NAME: &str = "cluster-map.json";
+/// The name of what it holds.
+const CONTENT: &str = "cluster";
 const FORMAT: u64 = 1;
 
 /// Why a file cannot be used.
@@ -70,28 +72,11 @@ pub(super) enum WriteError {
     Unknown(io::Error),
 }
 
-#[derive(Deserialize)]
-struct Format {
-    format: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Envelope<'a> {
-    format: u64,
-    checksum: String,
-    #[serde(borrow)]
-    cluster: &'a RawValue,
-}
-
 /// Ids of proposals are written like the other 128-bit ids: JSON numbers of that size are lost on most readers.
 #[derive(Serialize, Deserialize)]
 struct Kept<M> {
     map: M,
     carried_out: Vec<Option<ClientId>>,
-}
-
-fn checksum(text: &str) -> String {
-    format!("{:08x}", crc32c::crc32c(text.as_bytes()))
 }
 
 /// Reads the cluster that is kept in `dir`; `None` if there is none yet.
@@ -103,15 +88,10 @@ pub(super) fn read(dir: &Path) -> Result<Option<Cluster>, FileError> {
         Err(source) => return Err(FileError::Read { path, source }),
     };
     let damaged = |what: String| FileError::Damaged { path: path.clone(), what };
-    let Format { format } = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-    if format != FORMAT {
-        return Err(FileError::OtherFormat { path, format });
-    }
-    let envelope: Envelope<'_> = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-    if checksum(envelope.cluster.get()) != envelope.checksum {
-        return Err(damaged("its checksum does not match".to_string()));
-    }
-    let kept: Kept<ClusterMap> = serde_json::from_str(envelope.cluster.get()).map_err(|e| damaged(e.to_string()))?;
+    let kept: Kept<ClusterMap> = sealed_json::open(CONTENT, FORMAT, &bytes).map_err(|error| match error {
+        OpenError::Damaged(what) => damaged(what),
+        OpenError::OtherFormat(format) => FileError::OtherFormat { path: path.clone(), format },
+    })?;
     let carried_out = kept.carried_out.into_iter().map(|id| id.map(|id| id.0)).collect();
     let cluster = Cluster { map: kept.map, carried_out };
     check(&cluster).map_err(damaged)?;
@@ -140,11 +120,7 @@ fn check(cluster: &Cluster) -> Result<(), String> {
 pub(super) fn write(dir: &Path, cluster: &Cluster) -> Result<(), WriteError> {
     let carried_out = cluster.carried_out.iter().map(|id| id.map(ClientId)).collect();
     let kept = Kept { map: &cluster.map, carried_out };
-    let text = serde_json::to_string_pretty(&kept).and_then(RawValue::from_string);
-    let text = text.map_err(|e| WriteError::NotWritten(e.into()))?;
-    let envelope = Envelope { format: FORMAT, checksum: checksum(text.get()), cluster: &text };
-    let mut bytes = serde_json::to_vec(&envelope).map_err(|e| WriteError::NotWritten(e.into()))?;
-    bytes.push(b'\n');
+    let bytes = sealed_json::seal(CONTENT, FORMAT, &kept).map_err(|e| WriteError::NotWritten(e.into()))?;
 
     let (path, beside) = (dir.join(NAME), dir.join(format!("{NAME}.new")));
     let written = || -> io::Result<()> {

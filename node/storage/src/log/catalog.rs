@@ -37,6 +37,8 @@ struct Need {
     copied: Option<u64>,
     /// Whether its state is on disk in this generation.
     adopted: bool,
+    /// It is faulty: what it needs stays, and nobody can make that less.
+    held: bool,
 }
 
 impl Catalog {
@@ -69,19 +71,29 @@ impl Catalog {
         need.copied = need.copied.max(Some(age));
     }
 
-    /// Bytes of all segments.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.segments.values().map(|s| s.bytes).sum()
+    /// A partition is faulty: its segments stay, and count no more.
+    pub fn hold(&mut self, partition: PartitionId) {
+        self.needs.entry(partition).or_default().held = true;
     }
 
-    fn pins(&self, segment: &Segment) -> impl Iterator<Item = PartitionId> {
+    /// Bytes of all segments, without those that stay for faulty partitions.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.values().filter(|s| !self.is_held(s)).map(|s| s.bytes).sum()
+    }
+
+    fn is_held(&self, segment: &Segment) -> bool {
+        self.pins(segment).any(|(id, _)| self.needs.get(&id).is_some_and(|n| n.held))
+    }
+
+    /// Who needs a segment, and up to which record.
+    fn pins(&self, segment: &Segment) -> impl Iterator<Item = (PartitionId, Lsn)> {
         let need = |partition: &PartitionId| self.needs.get(partition);
         let records = segment.last.iter().filter(move |(partition, last)| {
             need(partition).is_none_or(|n| n.released < **last && n.copied < segment.age)
         });
         let states = segment.states.iter().filter(move |partition| need(partition).is_none_or(|n| !n.adopted));
-        records.map(|(partition, _)| *partition).chain(states.copied())
+        records.map(|(partition, last)| (*partition, *last)).chain(states.map(|partition| (*partition, Lsn(0))))
     }
 
     /// The oldest sealed segment of each stream.
@@ -94,18 +106,12 @@ impl Catalog {
         })
     }
 
-    /// The oldest sealed segment that cannot be let go: its age, and the partitions that need it.
+    /// The oldest sealed segment that somebody needs who can do something about it: its age, and who needs it, up to
+    /// which record.
     #[must_use]
-    pub fn oldest(&self) -> Option<(u64, Vec<PartitionId>)> {
-        let (_, oldest) = self.fronts().min_by_key(|(_, s)| s.age)?;
+    pub fn oldest(&self) -> Option<(u64, Vec<(PartitionId, Lsn)>)> {
+        let (_, oldest) = self.fronts().filter(|(_, s)| !self.is_held(s)).min_by_key(|(_, s)| s.age)?;
         Some((oldest.age?, self.pins(oldest).collect()))
-    }
-
-    /// Whether a partition needs a segment of this age or an older one.
-    #[must_use]
-    pub fn is_needed(&self, partition: PartitionId, age: u64) -> bool {
-        let old = self.segments.values().filter(|s| s.age.is_some_and(|a| a <= age));
-        old.into_iter().any(|s| self.pins(s).any(|p| p == partition))
     }
 
     /// Lets go of the segments that nobody needs.
@@ -134,6 +140,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_faulty_partition_needs_stays_and_stands_in_nobodys_way() {
+        let mut catalog = Catalog::default();
+        catalog.seal(sealed(id(1, 0, 1), &[(0, 5), (1, 2)]), 10, BTreeSet::new());
+        catalog.seal(sealed(id(2, 0, 1), &[(0, 9)]), 10, BTreeSet::new());
+        catalog.hold(PartitionId(1));
+        assert_eq!(catalog.bytes(), 10);
+        assert_eq!(catalog.oldest(), Some((2, vec![(PartitionId(0), Lsn(9))])));
+        catalog.release(PartitionId(0), Lsn(9));
+        assert_eq!(catalog.take_unneeded(), [(id(2, 0, 1), 10)]);
+    }
+
+    #[test]
     fn segments_go_from_the_oldest_on_when_nobody_needs_them() {
         let mut catalog = Catalog::default();
         catalog.seal(sealed(id(1, 0, 1), &[(0, 5), (1, 2)]), 10, BTreeSet::from([PartitionId(2)]));
@@ -141,12 +159,12 @@ mod tests {
         catalog.seal(sealed(id(2, 0, 2), &[]), 10, BTreeSet::new());
         catalog.open(id(2, 0, 3), 10);
         assert_eq!(catalog.bytes(), 40);
-        assert_eq!(catalog.oldest(), Some((1, vec![PartitionId(0), PartitionId(1), PartitionId(2)])));
+        let needed = [(0, 5), (1, 2), (2, 0)].map(|(p, l)| (PartitionId(p), Lsn(l)));
+        assert_eq!(catalog.oldest(), Some((1, needed.to_vec())));
         catalog.release(PartitionId(0), Lsn(5));
         catalog.copied(PartitionId(1), 1);
         assert_eq!(catalog.take_unneeded(), [], "partition 2 has its state nowhere else");
         catalog.adopt(PartitionId(2));
-        assert!(!catalog.is_needed(PartitionId(0), 1) && catalog.is_needed(PartitionId(0), 2));
         assert_eq!(catalog.take_unneeded(), [(id(1, 0, 1), 10)]);
         catalog.release(PartitionId(0), Lsn(8));
         assert_eq!(catalog.take_unneeded(), [], "nothing of a stream goes before what is older");

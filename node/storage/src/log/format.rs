@@ -218,6 +218,13 @@ impl Batch<'_> {
     }
 }
 
+/// How long the batch is that begins with this header, in bytes, if the header is intact.
+#[must_use]
+pub fn batch_bytes(header: &[u8]) -> usize {
+    let body = header.get(16..20).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    BATCH_HEADER_BYTES + body as usize
+}
+
 /// The batch that begins with `bytes`, which stand at `offset` of a segment; `None` if there is no intact one.
 #[must_use]
 pub fn read_batch<'a>(bytes: &'a [u8], identity: &Identity, id: SegmentId, offset: u64) -> Option<Batch<'a>> {

@@ -1,0 +1,221 @@
+//! The log's segments as files.
+//!
+//! A segment is written with zeros once, so that writing to it later changes nothing but its content, which makes a sync
+//! of it cheap. One that nobody needs any more becomes a spare, and is a segment again under another name.
+//!
+//! # Invariants
+//! * A file has its name, and its length its disk, before it is written to as a segment.
+//! * Segments leave a part of the disk free for the checkpoints that make others unneeded.
+
+use super::data_dir::sync_dir;
+use kv_storage::log::{
+    SegmentId,
+    format::{segment_name, segment_of_name},
+    writer::Media,
+};
+use rustix::fs::{Mode, OFlags, statvfs};
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+/// Spare segments that are kept; more are removed.
+const MAX_SPARES: usize = 4;
+const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// The files of a log, shared by its streams.
+#[derive(Debug)]
+pub(crate) struct SegmentFiles {
+    dir: PathBuf,
+    segment_bytes: u64,
+    spares: Mutex<Vec<PathBuf>>,
+    made: AtomicU64,
+    /// Bytes of the disk that segments leave free.
+    reserved: AtomicU64,
+    full: AtomicBool,
+}
+
+fn full(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, what.to_owned())
+}
+
+impl SegmentFiles {
+    /// The files in `dir`; what is neither a segment nor a spare of this size is removed.
+    pub(crate) fn open(dir: &Path, segment_bytes: u64) -> io::Result<Self> {
+        let (mut spares, mut made) = (Vec::new(), 0);
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(number) = name.strip_prefix("spare-").and_then(|n| n.parse::<u64>().ok()) {
+                made = made.max(number);
+                if entry.metadata()?.len() == segment_bytes && spares.len() < MAX_SPARES {
+                    spares.push(entry.path());
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            } else if name.ends_with(".new") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(SegmentFiles {
+            dir: dir.to_path_buf(),
+            segment_bytes,
+            spares: Mutex::new(spares),
+            made: AtomicU64::new(made),
+            reserved: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+        })
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a segment is.
+    pub(crate) fn path(&self, id: SegmentId) -> PathBuf {
+        self.dir.join(segment_name(id))
+    }
+
+    /// The segments that are there, in their order.
+    pub(crate) fn segments(&self) -> io::Result<Vec<SegmentId>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            ids.extend(entry?.file_name().to_str().and_then(segment_of_name));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Bytes that may be written before a segment has to be made.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.spares().len() as u64 * self.segment_bytes
+    }
+
+    /// Whether there was no room for a segment when it was last tried to make one.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// How much of the disk segments leave free from now on.
+    pub(crate) fn reserve(&self, bytes: u64) {
+        self.reserved.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Makes a spare if there is none.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        if !self.spares().is_empty() {
+            self.full.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
+        let made = self.make_spare();
+        if let Ok(path) = &made {
+            self.spares().push(path.clone());
+        }
+        made.map(drop)
+    }
+
+    fn make_spare(&self) -> io::Result<PathBuf> {
+        let made = self.room().and_then(|()| self.write_spare());
+        let is_full = matches!(&made, Err(error) if error.kind() == io::ErrorKind::StorageFull);
+        if made.is_ok() || is_full {
+            self.full.store(is_full, Ordering::Relaxed);
+        }
+        made
+    }
+
+    fn room(&self) -> io::Result<()> {
+        let disk = statvfs(&self.dir)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let needed = self.segment_bytes + self.reserved.load(Ordering::Relaxed);
+        if free < needed { Err(full("no room for a segment beside what checkpoints need")) } else { Ok(()) }
+    }
+
+    fn write_spare(&self) -> io::Result<PathBuf> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+        let (path, beside) = (self.dir.join(format!("spare-{number}")), self.dir.join(format!("spare-{number}.new")));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&beside)?;
+            let mut left = self.segment_bytes;
+            while left > 0 {
+                let bytes = left.min(ZEROS.len() as u64);
+                file.write_all(&ZEROS[..bytes as usize])?;
+                left -= bytes;
+            }
+            file.sync_all()?;
+            fs::rename(&beside, &path)
+        };
+        write().map_err(|error| {
+            let _ = fs::remove_file(&beside);
+            // A quota is a disk that is full, for this user.
+            if error.kind() == io::ErrorKind::QuotaExceeded { full("the quota is used up") } else { error }
+        })?;
+        Ok(path)
+    }
+
+    /// Nobody needs these segments any more; they are kept as spares or removed.
+    pub(crate) fn let_go(&self, ids: &[(SegmentId, u64)]) -> io::Result<()> {
+        for (id, bytes) in ids {
+            let path = self.path(*id);
+            if *bytes == self.segment_bytes && self.spares().len() < MAX_SPARES {
+                let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+                let spare = self.dir.join(format!("spare-{number}"));
+                fs::rename(&path, &spare)?;
+                self.spares().push(spare);
+            } else {
+                fs::remove_file(&path)?;
+            }
+        }
+        sync_dir(&self.dir)
+    }
+}
+
+/// One stream's way to its segments.
+#[derive(Debug)]
+pub(crate) struct StreamFiles {
+    files: Arc<SegmentFiles>,
+    current: Option<File>,
+}
+
+impl StreamFiles {
+    pub(crate) fn new(files: Arc<SegmentFiles>) -> Self {
+        StreamFiles { files, current: None }
+    }
+}
+
+impl Media for StreamFiles {
+    fn create(&mut self, id: SegmentId, bytes: u64) -> io::Result<()> {
+        assert_eq!(bytes, self.files.segment_bytes, "all segments of a node have one size");
+        let spare = self.files.spares().pop();
+        let spare = spare.map_or_else(|| self.files.make_spare(), Ok)?;
+        let path = self.files.path(id);
+        fs::rename(spare, &path)?;
+        sync_dir(&self.files.dir)?;
+        self.current = Some(open_for_writing(&path)?);
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, blocks: &[u8]) -> io::Result<()> {
+        self.current.as_ref().expect("a segment was created").write_all_at(blocks, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.current.as_ref().expect("a segment was created").sync_data()
+    }
+}
+
+/// Opens a segment so that writes go to the disk and not to the page cache, which would have to be written back by the
+/// sync; where the file system cannot do that, through the page cache.
+fn open_for_writing(path: &Path) -> io::Result<File> {
+    let open = |direct| rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC | direct, Mode::empty());
+    let fd = match open(OFlags::DIRECT) {
+        Err(rustix::io::Errno::INVAL) => open(OFlags::empty()),
+        result => result,
+    };
+    Ok(File::from(fd?))
+}

@@ -1,0 +1,226 @@
+//! What a node keeps on its disk: the shell around `kv-storage`, with files and threads.
+//!
+//! * `data_dir`: the node's folder, its lock, whose it is
+//! * `files`: the log's segments as files
+//! * `stream`: the thread that writes an executor's stream of the log
+//! * `restore`: reading everything back at the start
+//! * `worker`: the thread for everything else that blocks: checkpoints, reading from the log, making and removing files
+//!
+//! # Invariants
+//! * No executor waits for a disk.
+//! * Nothing of a log is removed before what makes it unneeded is on disk.
+
+mod data_dir;
+mod files;
+mod restore;
+mod stream;
+mod worker;
+
+pub use data_dir::DataDirError;
+pub(crate) use data_dir::DataDir;
+pub use restore::RestoreError;
+pub(crate) use stream::Stream;
+pub(crate) use worker::{CheckpointFile, Job, ReadLog};
+
+use crate::{executor::Mail, mailbox::Sender, options::StorageSettings};
+use files::SegmentFiles;
+use kv_proto::{
+    cluster_map::AckMode,
+    ids::{ClusterId, ExecutorIndex, Lsn, PartitionId},
+};
+use kv_storage::{
+    log::{
+        SegmentId, StreamId,
+        catalog::Catalog,
+        format::Identity,
+        writer::StreamOptions,
+    },
+    recovery,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+};
+
+/// A disk that is nearly full takes values until a segment has less room than this part of it: the rest is for deletes and
+/// for what replicas note.
+const RESERVED_PART: u64 = 4;
+
+/// What the executors of a node share of its disk.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    pub(crate) settings: StorageSettings,
+    pub(crate) identity: Identity,
+    /// How often the node was started.
+    pub(crate) generation: u64,
+    /// Partitions of which nothing was found while something was damaged: nobody can say whether they had anything.
+    pub(crate) damage: Option<String>,
+    files: Arc<SegmentFiles>,
+    dir: Mutex<DataDir>,
+    catalog: Mutex<Catalog>,
+    /// What was restored and has no owner yet.
+    restored: Mutex<BTreeMap<PartitionId, recovery::Partition>>,
+    worker: mpsc::Sender<Job>,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Storage {
+    /// Reads back what is in the folder, begins a new generation, and starts the worker. Blocks as long as that takes.
+    pub(crate) fn open(
+        settings: StorageSettings,
+        mut dir: DataDir,
+        executors: u16,
+        mail: Vec<Sender<Mail>>,
+    ) -> Result<Arc<Self>, RestoreError> {
+        let identity = Identity { node: dir.file().node, disk: dir.file().disk };
+        let files = SegmentFiles::open(&settings.dir.join("log"), settings.segment_bytes)
+            .map_err(restore::io_error("open the log in", &settings.dir))?;
+        let restored = restore::restore(&settings.dir, &files, dir.file(), &identity)?;
+        dir.change(|file| {
+            file.generation += 1;
+            (file.executors, file.clean) = (executors, false);
+        })?;
+        let mut catalog = Catalog::default();
+        for (id, partition) in &restored.recovered.partitions {
+            catalog.release(*id, partition.released);
+            if partition.restored.fault.is_some() {
+                catalog.hold(*id);
+            }
+        }
+        for (scanned, bytes) in restored.segments {
+            catalog.seal(scanned.sealed, bytes, scanned.states);
+        }
+        let largest = restored.recovered.partitions.values().map(|p| p.table.bytes()).max();
+        files.reserve(largest.unwrap_or(0));
+        let damage = restored.recovered.damage.first().cloned();
+        let files = Arc::new(files);
+        let worker = worker::start(&settings.dir, identity, files.clone(), mail)
+            .map_err(restore::io_error("start a thread for", &settings.dir))?;
+        Ok(Arc::new(Storage {
+            settings,
+            identity,
+            generation: dir.file().generation,
+            damage,
+            files,
+            dir: Mutex::new(dir),
+            catalog: Mutex::new(catalog),
+            restored: Mutex::new(restored.recovered.partitions),
+            worker,
+        }))
+    }
+
+    /// Starts the stream of an executor.
+    pub(crate) fn start_stream(self: &Arc<Self>, executor: ExecutorIndex, mail: Sender<Mail>) -> io::Result<Stream> {
+        let options = StreamOptions {
+            cluster: self.cluster().unwrap_or_default(),
+            identity: self.identity,
+            stream: StreamId { generation: self.generation, executor: executor.0 },
+            segment_bytes: self.settings.segment_bytes,
+        };
+        let stream = Stream::start(self, options, mail)?;
+        self.prepare_segment();
+        Ok(stream)
+    }
+
+    /// The cluster that the data belong to.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        lock(&self.dir).file().cluster
+    }
+
+    /// The data belong to this cluster from now on; on disk when this returns.
+    pub(crate) fn join(&self, cluster: ClusterId) -> Result<(), DataDirError> {
+        let mut dir = lock(&self.dir);
+        if dir.file().cluster == Some(cluster) { Ok(()) } else { dir.change(|file| file.cluster = Some(cluster)) }
+    }
+
+    /// Everything is on disk, and the process ends.
+    pub(crate) fn close(&self) -> Result<(), DataDirError> {
+        lock(&self.dir).change(|file| file.clean = true)
+    }
+
+    /// Which segments there are, and who needs them. Held only for a moment.
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        lock(&self.catalog)
+    }
+
+    /// What was restored of a partition, for who owns it from now on. A partition of which nothing was found was never
+    /// here, or was in what is damaged.
+    pub(crate) fn take_restored(&self, id: PartitionId) -> recovery::Partition {
+        let mut restored = lock(&self.restored).remove(&id).unwrap_or_default();
+        let nothing = restored.restored.configuration.is_none();
+        if nothing && restored.restored.fault.is_none() {
+            let fault = |what: &String| format!("{what}, and nothing else of this partition was found");
+            restored.restored.fault = self.damage.as_ref().map(fault);
+        }
+        restored
+    }
+
+    /// Gives the worker something to do.
+    pub(crate) fn ask(&self, job: Job) {
+        // The worker ends only with the process.
+        let _ = self.worker.send(job);
+    }
+
+    /// Has a segment ready before one is needed.
+    pub(crate) fn prepare_segment(&self) {
+        self.ask(Job::Prepare);
+    }
+
+    /// Whether there was no room for another segment when one was last made.
+    pub(crate) fn is_full(&self) -> bool {
+        self.files.is_full()
+    }
+
+    /// Leaves room on the disk for checkpoints of partitions of this size.
+    pub(crate) fn reserve(&self, bytes: u64) {
+        self.files.reserve(bytes);
+    }
+
+    /// Bytes that one more segment after the current ones would hold, if it is there already.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.files.spare_bytes()
+    }
+
+    /// Room in a stream below which it takes no more values.
+    pub(crate) fn reserved_room(&self) -> u64 {
+        self.settings.segment_bytes / RESERVED_PART
+    }
+
+    /// Has the segments removed that nobody needs.
+    pub(crate) fn let_go(&self) {
+        let unneeded = self.catalog().take_unneeded();
+        if !unneeded.is_empty() {
+            self.ask(Job::LetGo(unneeded));
+        }
+    }
+
+    /// What the log and its partitions ask for: the oldest segment, its age, and who of `owned` needs it, if the log has
+    /// grown past what it should or the disk is full.
+    pub(crate) fn overdue(&self, table_bytes: u64, owned: &BTreeSet<PartitionId>) -> Option<(u64, PartitionId, Lsn)> {
+        let budget = self.settings.max_log_bytes.max(table_bytes);
+        let catalog = self.catalog();
+        if catalog.bytes() <= budget && !self.is_full() {
+            return None;
+        }
+        let (age, needed) = catalog.oldest()?;
+        needed.into_iter().find(|(id, _)| owned.contains(id)).map(|(id, last)| (age, id, last))
+    }
+}
+
+/// The segments of a stream that are gone.
+pub(crate) type Gone = Arc<Vec<SegmentId>>;
+
+/// What writes wait for, by the map; until there is one, for the disk.
+pub(crate) fn waits_for_disk(mode: AckMode) -> bool {
+    mode == AckMode::Durable
+}

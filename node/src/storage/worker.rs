@@ -1,0 +1,252 @@
+//! The thread for everything that blocks and that no write waits for: checkpoint files, reading from the log, making and
+//! removing segments.
+//!
+//! # Invariants
+//! * A checkpoint has its name only when all of it is on disk, and the older one of its partition goes only then.
+
+use super::{
+    Gone,
+    data_dir::sync_dir,
+    files::SegmentFiles,
+};
+use crate::{executor::Mail, mailbox::Sender};
+use kv_proto::{
+    ids::{ExecutorIndex, Lsn, PartitionId},
+    replication::Record,
+};
+use kv_storage::{
+    checkpoint,
+    log::{
+        SegmentId,
+        format::{self, BATCH_HEADER_BYTES, Content, Identity},
+        index::Place,
+    },
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+/// After so many bytes a checkpoint file is synced, so that the sync at its end is short.
+const SYNC_BYTES: usize = 8 * 1024 * 1024;
+
+/// Something to do.
+pub(crate) enum Job {
+    /// Have a spare segment.
+    Prepare,
+    /// Nobody needs these segments.
+    LetGo(Vec<(SegmentId, u64)>),
+    /// The next bytes of a checkpoint.
+    Piece(CheckpointFile, Vec<u8>),
+    /// A checkpoint is whole, and its log is on disk: give it its name. Answered by [`Mail::Checkpointed`].
+    Publish(CheckpointFile),
+    /// A checkpoint is not to be.
+    Abandon(CheckpointFile),
+    /// Read from the log. Answered by [`Mail::LogRead`].
+    Read(ReadLog),
+}
+
+/// A checkpoint on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckpointFile {
+    /// Who makes it.
+    pub(crate) executor: ExecutorIndex,
+    /// Of which partition.
+    pub(crate) partition: PartitionId,
+    /// Where it starts.
+    pub(crate) start: Lsn,
+    /// Pieces that are not written yet.
+    pub(crate) waiting: Arc<AtomicUsize>,
+}
+
+/// Records that somebody wants to have from the log.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadLog {
+    /// Who asks.
+    pub(crate) executor: ExecutorIndex,
+    /// The partition.
+    pub(crate) partition: PartitionId,
+    /// The batches that have them.
+    pub(crate) places: Vec<Place>,
+    /// What they are for.
+    pub(crate) purpose: u64,
+}
+
+struct Open {
+    file: File,
+    path: PathBuf,
+    /// Bytes since the last sync.
+    unsynced: usize,
+}
+
+struct Worker {
+    checkpoints: PathBuf,
+    identity: Identity,
+    files: Arc<SegmentFiles>,
+    mail: Vec<Sender<Mail>>,
+    open: HashMap<PartitionId, Open>,
+    /// A failure that was reported already.
+    told: Option<io::ErrorKind>,
+}
+
+pub(super) fn start(
+    dir: &Path,
+    identity: Identity,
+    files: Arc<SegmentFiles>,
+    mail: Vec<Sender<Mail>>,
+) -> io::Result<mpsc::Sender<Job>> {
+    let (sender, jobs) = mpsc::channel();
+    let checkpoints = dir.join("checkpoints");
+    thread::Builder::new().name("storage".into()).spawn(move || {
+        let mut worker = Worker { checkpoints, identity, files, mail, open: HashMap::new(), told: None };
+        while let Ok(job) = jobs.recv() {
+            worker.run(job);
+        }
+    })?;
+    Ok(sender)
+}
+
+impl Worker {
+    fn run(&mut self, job: Job) {
+        match job {
+            Job::Prepare => {
+                if let Err(error) = self.files.prepare() {
+                    self.warn("make a segment of the log", &error);
+                } else {
+                    self.told = None;
+                }
+            }
+            Job::LetGo(segments) => {
+                if let Err(error) = self.files.let_go(&segments) {
+                    self.warn("remove a segment of the log", &error);
+                }
+                let gone: Gone = Arc::new(segments.into_iter().map(|(id, _)| id).collect());
+                self.mail.iter().for_each(|mail| mail.send(Mail::SegmentsGone(gone.clone())));
+            }
+            Job::Piece(checkpoint, bytes) => {
+                let written = self.write(&checkpoint, &bytes);
+                checkpoint.waiting.fetch_sub(1, Ordering::Release);
+                if let Err(error) = written {
+                    self.warn("write a checkpoint", &error);
+                    self.discard(&checkpoint);
+                    self.tell(&checkpoint, false);
+                }
+            }
+            Job::Publish(checkpoint) => {
+                let published = self.publish(&checkpoint);
+                if let Err(error) = &published {
+                    self.warn("publish a checkpoint", error);
+                    self.discard(&checkpoint);
+                }
+                self.tell(&checkpoint, published.is_ok());
+            }
+            Job::Abandon(checkpoint) => self.discard(&checkpoint),
+            Job::Read(read) => {
+                let records = self.read(&read);
+                self.mail[usize::from(read.executor.0)].send(Mail::LogRead { read, records });
+            }
+        }
+    }
+
+    fn warn(&mut self, what: &str, error: &io::Error) {
+        if self.told != Some(error.kind()) {
+            self.told = Some(error.kind());
+            tracing::warn!(%error, "cannot {what}; trying on");
+        }
+    }
+
+    fn tell(&self, checkpoint: &CheckpointFile, published: bool) {
+        let (partition, start) = (checkpoint.partition, checkpoint.start);
+        self.mail[usize::from(checkpoint.executor.0)].send(Mail::Checkpointed { partition, start, published });
+    }
+
+    fn write(&mut self, checkpoint: &CheckpointFile, bytes: &[u8]) -> io::Result<()> {
+        let open = match self.open.entry(checkpoint.partition) {
+            std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
+                let path = self.checkpoints.join(format!("{name}.new"));
+                place.insert(Open { file: File::create(&path)?, path, unsynced: 0 })
+            }
+        };
+        open.file.write_all(bytes)?;
+        open.unsynced += bytes.len();
+        if open.unsynced >= SYNC_BYTES {
+            open.unsynced = 0;
+            open.file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, checkpoint: &CheckpointFile) -> io::Result<()> {
+        let open = self.open.remove(&checkpoint.partition).ok_or_else(|| io::Error::other("it was given up"))?;
+        let published = || -> io::Result<()> {
+            open.file.sync_all()?;
+            let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
+            fs::rename(&open.path, self.checkpoints.join(name))?;
+            sync_dir(&self.checkpoints)
+        };
+        published().inspect_err(|_| {
+            let _ = fs::remove_file(&open.path);
+        })?;
+        for entry in fs::read_dir(&self.checkpoints)? {
+            let entry = entry?;
+            let older = entry.file_name().to_str().and_then(checkpoint::of_file_name);
+            if older.is_some_and(|(id, start)| id == checkpoint.partition && start < checkpoint.start) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, checkpoint: &CheckpointFile) {
+        if let Some(open) = self.open.remove(&checkpoint.partition) {
+            let _ = fs::remove_file(open.path);
+        }
+    }
+
+    /// The records of the partition in these batches, by their LSNs. A segment that is gone has none that are needed.
+    fn read(&mut self, read: &ReadLog) -> BTreeMap<Lsn, Record> {
+        let mut records = BTreeMap::new();
+        for place in &read.places {
+            match self.read_batch(read.partition, *place) {
+                Ok(found) => records.extend(found.into_iter().map(|r| (r.position.lsn, r))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::error!(segment = %place.segment, %error, "cannot read from the log"),
+            }
+        }
+        records
+    }
+
+    fn read_batch(&self, partition: PartitionId, place: Place) -> io::Result<Vec<Record>> {
+        let file = File::open(self.files.path(place.segment))?;
+        let mut bytes = vec![0; BATCH_HEADER_BYTES];
+        file.read_exact_at(&mut bytes, place.offset)?;
+        let length = format::batch_bytes(&bytes);
+        bytes.resize(length.min(file.metadata()?.len() as usize), 0);
+        file.read_exact_at(&mut bytes, place.offset)?;
+        let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let batch = format::read_batch(&bytes, &self.identity, place.segment, place.offset);
+        let mut body = batch.ok_or_else(|| damaged("a batch is damaged"))?.body;
+        let mut records = Vec::new();
+        while !body.is_empty() {
+            let entry = format::read_entry(&mut body).map_err(|e| damaged(&e.to_string()))?;
+            if let Content::Record { record, .. } = entry.content
+                && entry.partition == partition
+                && (place.first..=place.last).contains(&record.position.lsn)
+            {
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+}
