@@ -109,6 +109,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
     let bound = listener.local_addr().map_err(io_error("ask for the own address"))?;
     let settings = options.settings(bound).map_err(Error::Options)?;
     let dir = settings.storage.dir.clone();
+    let data = dir.display().to_string();
     fs::create_dir_all(&dir).map_err(|source| Error::DataDir { dir, source })?;
     let disk = DiskId(u128::from_le_bytes(process::random_bytes().map_err(io_error("read random bytes"))?));
 
@@ -139,7 +140,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         .map_err(io_error("watch for signals"))?;
     println!("listening {bound}");
     io::stdout().flush().map_err(io_error("write to standard output"))?;
-    tracing::info!(address = %bound, executors, disk = %shared.me.disk, "node is up; its data are in memory only");
+    tracing::info!(address = %bound, executors, disk = %shared.me.disk, data = %data, "node is up");
     for (index, thread) in threads.into_iter().enumerate() {
         thread.join().map_err(|e| Error::Executor { index, reason: e.to_string() })?;
     }

@@ -42,8 +42,8 @@ pub struct RouterOptions {
     pub partitions: u16,
 
     /// What a write waits for before it is acknowledged. 'durable': it is flushed to the disk of the leader and of every
-    /// in-sync follower. 'replicated': it is in the memory of all of them, and on their disks within 100 ms, so that a
-    /// loss of power at all of them at once can cost what was acknowledged last. Fixed when the cluster is made
+    /// in-sync follower. 'replicated': it is in the memory of all of them, and on their disks within 100 ms, so that
+    /// losing all of them at once can cost what was acknowledged last. Fixed when the cluster is made
     #[arg(long, env = "KV_ACK", default_value_t = AckMode::Durable, value_name = "durable|replicated")]
     pub ack: AckMode,
 

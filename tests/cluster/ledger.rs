@@ -1,7 +1,8 @@
 //! What is known of a key that has one writer: what was acknowledged, what is in doubt, and so what may be there.
 //!
 //! The writer gives every value a number that it never used before and makes one request at a time, so that whatever
-//! is read names the write that it came from.
+//! is read names the write that it came from. A write in doubt is not applied after a later one was acknowledged: either the
+//! leader has read it before that one, or it is lost with its connection.
 //!
 //! # Invariants
 //! * What was acknowledged stays until a later write takes its place; one in doubt may, and is then as certain.
