@@ -1,0 +1,242 @@
+//! Keeps the log short: one partition at a time is checkpointed, or has its few records copied forward, while everything
+//! else goes on.
+//!
+//! # Invariants
+//! * A checkpoint is published only when the log is on disk up to its end.
+//! * The walk takes a slice, then leaves the executor to others for longer than the slice took.
+
+use super::{
+    Executor,
+    tasks::{Wake, with},
+};
+use crate::storage::{CheckpointFile, Job, ReadLog};
+use glommio::timer::sleep;
+use kv_proto::{
+    ids::{Lsn, NodeId, PartitionId},
+    replication::{Position, Record},
+};
+use kv_storage::{
+    checkpoint::{Encoder, Header},
+    table::Walk,
+};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Weak,
+    sync::{Arc, atomic::{AtomicUsize, Ordering}},
+    time::Duration,
+};
+
+/// Bytes of entries that are walked at a time.
+const SLICE_BYTES: usize = 64 * 1024;
+/// How long the executor is left alone between slices.
+const SLICE_PAUSE: Duration = Duration::from_micros(500);
+/// Slices that may wait to be written.
+const MAX_WAITING: usize = 16;
+/// How often something that somebody else does is looked for.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+/// How long to wait after something failed.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+/// A partition with at most one record in the log for so many keys has its records copied instead of a checkpoint.
+const KEYS_PER_COPIED_RECORD: u64 = 8;
+
+/// What the task waits for, and what it heard.
+#[derive(Default)]
+pub(super) struct Checkpoints {
+    /// The records that were read for a copy.
+    read: Option<BTreeMap<Lsn, Record>>,
+    /// Whether the checkpoint that was asked for is published.
+    published: Option<bool>,
+}
+
+/// What is to be done.
+enum Due {
+    Nothing,
+    Checkpoint(PartitionId),
+    Copy { partition: PartitionId, age: u64, upto: Lsn },
+}
+
+/// Keeps the log of an executor short.
+pub(super) async fn keep_log_short(this: Weak<RefCell<Executor>>, wake: Wake) {
+    loop {
+        let Some(due) = with(&this, Executor::due_checkpoint) else { return };
+        let done = match due {
+            Due::Nothing => {
+                wake.wait().await;
+                continue;
+            }
+            Due::Checkpoint(partition) => checkpoint(&this, partition).await,
+            Due::Copy { partition, age, upto } => copy_forward(&this, partition, age, upto).await,
+        };
+        match done {
+            Some(true) => sleep(SLICE_PAUSE).await,
+            Some(false) => sleep(FAILED_PAUSE).await,
+            None => return,
+        }
+    }
+}
+
+/// Writes a checkpoint; whether it is published, or `None` when the executor has ended.
+async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<bool> {
+    let Some((file, mut encoder, header)) = with(this, |e| e.begin_checkpoint(id))? else { return Some(false) };
+    let start = file.start;
+    send(this, &file, header)?;
+    let mut walk = Walk::new();
+    let end = loop {
+        while file.waiting.load(Ordering::Acquire) > MAX_WAITING {
+            sleep(LOOK_PAUSE).await;
+        }
+        if with(this, |e| e.checkpoints.published)? == Some(false) {
+            return Some(false); // the disk does not take it
+        }
+        let walked = with(this, |e| e.walk(id, &mut walk, &mut encoder))?;
+        let Some((piece, end)) = walked else {
+            with(this, |e| e.shared.storage.ask(Job::Abandon(file.clone())))?;
+            return Some(false);
+        };
+        send(this, &file, piece)?;
+        if let Some(end) = end {
+            break end;
+        }
+        sleep(SLICE_PAUSE).await;
+    };
+    send(this, &file, encoder.finish(end.0, end.1))?;
+    while with(this, |e| e.partition(id).is_none_or(|p| p.kept.last_on_disk < end.0))? {
+        sleep(LOOK_PAUSE).await;
+    }
+    with(this, |e| e.shared.storage.ask(Job::Publish(file.clone())))?;
+    let published = loop {
+        if let Some(published) = with(this, |e| e.checkpoints.published)? {
+            break published;
+        }
+        sleep(LOOK_PAUSE).await;
+    };
+    if published {
+        with(this, |e| e.handle_checkpointed(id, start))?;
+    }
+    Some(published)
+}
+
+fn send(this: &Weak<RefCell<Executor>>, file: &CheckpointFile, piece: Vec<u8>) -> Option<()> {
+    file.waiting.fetch_add(1, Ordering::Relaxed);
+    with(this, |e| e.shared.storage.ask(Job::Piece(file.clone(), piece)))
+}
+
+/// Writes the records that a partition has in segments up to this age to the current segment.
+async fn copy_forward(this: &Weak<RefCell<Executor>>, id: PartitionId, age: u64, upto: Lsn) -> Option<bool> {
+    with(this, |e| e.read_for_copy(id))?;
+    let records = loop {
+        if let Some(records) = with(this, |e| e.checkpoints.read.take())? {
+            break records;
+        }
+        sleep(LOOK_PAUSE).await;
+    };
+    let Some(chunk) = with(this, |e| e.copy_records(id, upto, &records))? else { return Some(false) };
+    while with(this, |e| e.log.flushed < chunk)? {
+        sleep(LOOK_PAUSE).await;
+    }
+    with(this, |e| {
+        e.shared.storage.catalog().copied(id, age);
+        e.shared.storage.let_go();
+    })?;
+    Some(true)
+}
+
+impl Executor {
+    fn due_checkpoint(&mut self) -> Due {
+        let storage = self.shared.storage.clone();
+        storage.let_go();
+        let table_bytes = self.shared.memory.bytes();
+        let able = |id: &PartitionId| {
+            let partition = self.partitions.get(usize::from(id.0)).and_then(Option::as_ref);
+            partition.is_some_and(|p| p.kept.adopted)
+        };
+        let Some((age, id, upto)) = storage.overdue(table_bytes, |id| able(&id)) else { return Due::Nothing };
+        let partition = self.partition(id).expect("it was asked for as one that is here");
+        let records = partition.replica.committed().0 - partition.kept.released.lsn.0;
+        let few = records.saturating_mul(KEYS_PER_COPIED_RECORD) <= partition.keys();
+        if few && upto <= partition.replica.committed() {
+            Due::Copy { partition: id, age, upto }
+        } else {
+            Due::Checkpoint(id)
+        }
+    }
+
+    fn begin_checkpoint(&mut self, id: PartitionId) -> Option<(CheckpointFile, Encoder, Vec<u8>)> {
+        self.checkpoints.published = None;
+        let (executor, storage) = (self.index, self.shared.storage.clone());
+        let partition = self.partition(id)?;
+        let start: Position = partition.applied();
+        let header = Header {
+            cluster: storage.cluster().unwrap_or_default(),
+            partition: id,
+            configuration: partition.replica.configuration().clone(),
+            start,
+        };
+        storage.reserve(partition.table_bytes() * 5 / 4);
+        let (encoder, bytes) = Encoder::new(storage.identity, &header);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        Some((CheckpointFile { executor, partition: id, start: start.lsn, waiting }, encoder, bytes))
+    }
+
+    /// Walks a slice; its bytes, and what the table is like when it was the last. Nothing when the partition is not
+    /// to be checkpointed any more.
+    #[expect(clippy::type_complexity, reason = "a piece and perhaps an end, named at its only caller")]
+    fn walk(
+        &mut self,
+        id: PartitionId,
+        walk: &mut Walk,
+        encoder: &mut Encoder,
+    ) -> Option<(Vec<u8>, Option<(Lsn, u64)>)> {
+        let partition = self.partition(id)?;
+        let done = partition.walk(walk, SLICE_BYTES, &mut |key, entry| encoder.push(key, entry));
+        let end = done.then(|| (partition.applied().lsn, partition.digest()));
+        Some((encoder.take_chunk(), end))
+    }
+
+    /// A checkpoint is published or has failed.
+    pub(super) fn note_checkpoint(&mut self, published: bool) {
+        self.checkpoints.published = Some(published);
+    }
+
+    fn handle_checkpointed(&mut self, id: PartitionId, start: Lsn) {
+        self.shared.storage.catalog().release(id, start);
+        if let Some(partition) = self.partition(id) {
+            partition.kept.index.release(start);
+        }
+        self.shared.storage.let_go();
+    }
+
+    fn read_for_copy(&mut self, id: PartitionId) {
+        self.checkpoints.read = None;
+        let index = self.index;
+        if let Some(partition) = self.partition(id) {
+            let places = partition.kept.index.find(Lsn(0), usize::MAX);
+            let (to, after) = (None, Lsn(0));
+            let read = ReadLog { executor: index, partition: id, places, to, after };
+            self.shared.storage.ask(Job::Read(read));
+        }
+    }
+
+    /// What was read for a copy is there.
+    pub(super) fn note_read(&mut self, records: BTreeMap<Lsn, Record>) {
+        self.checkpoints.read = Some(records);
+    }
+
+    /// Appends copies of all records up to `upto`; the chunk that brings them to disk. Nothing if some are not there.
+    fn copy_records(&mut self, id: PartitionId, upto: Lsn, records: &BTreeMap<Lsn, Record>) -> Option<u64> {
+        let partition = self.partitions.get_mut(usize::from(id.0)).and_then(Option::as_mut)?;
+        let (released, committed) = (partition.kept.released.lsn, partition.replica.committed());
+        if upto > committed || (released.0 + 1..=upto.0).any(|lsn| !records.contains_key(&Lsn(lsn))) {
+            return None;
+        }
+        for (_, record) in records.range(released.next()..=upto) {
+            self.log.gather.copy(id, record, committed);
+        }
+        self.finish();
+        Some(self.log.sent)
+    }
+}
+
+/// Whom a replica reads records for; the task of this file reads for nobody.
+pub(super) type Reader = Option<NodeId>;

@@ -1,0 +1,118 @@
+//! What the log has of a partition, and how much of it the partition's replica was told.
+//!
+//! # Invariants
+//! * A replica is told of its entries in their order, and of no entry twice.
+//! * It is told that a configuration or a cut is on disk only when it is, whatever writes wait for.
+
+use kv_proto::{
+    ids::{Lsn, PartitionId},
+    replication::Position,
+};
+use kv_replication::replica::LogEntry;
+use kv_storage::log::{
+    gather::Part,
+    index::{Index, Place},
+};
+
+/// What is kept of a partition.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Entries that the replica appended since it was made.
+    appended: u64,
+    /// How many of them are on disk.
+    on_disk: u64,
+    /// The last of them that has to be on disk before anything behind it is told.
+    barrier: u64,
+    /// How many the replica was told of.
+    told: u64,
+    /// The last record that is on disk.
+    pub(crate) last_on_disk: Lsn,
+    /// Whether its state is on disk in this generation.
+    pub(crate) adopted: bool,
+    /// Where the newest published checkpoint starts.
+    pub(crate) released: Position,
+    /// Where the records stand that no checkpoint has.
+    pub(crate) index: Index,
+}
+
+impl Kept {
+    /// What was restored: everything up to `last` is on disk.
+    pub(crate) fn new(released: Position, last: Lsn, index: Index) -> Self {
+        Kept { last_on_disk: last, released, index, ..Kept::default() }
+    }
+
+    /// The replica appended an entry.
+    pub(crate) fn handle_append(&mut self, entry: &LogEntry) {
+        self.appended += 1;
+        if !matches!(entry, LogEntry::Record(_)) {
+            self.barrier = self.appended;
+        }
+    }
+
+    /// A batch with entries of the partition is on disk.
+    pub(crate) fn handle_flushed(&mut self, part: &Part) {
+        self.on_disk += part.entries;
+        self.last_on_disk = part.last;
+        if let Some(from) = part.voids {
+            self.index.void(from);
+        }
+    }
+
+    /// A batch with records of the partition stands here.
+    pub(crate) fn handle_place(&mut self, place: Place) {
+        if place.last > self.released.lsn {
+            self.index.push(place);
+        }
+    }
+
+    /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
+    /// for the disk.
+    pub(crate) fn take_news(&mut self, at_once: bool) -> Option<u64> {
+        let upto = if at_once && self.on_disk >= self.barrier { self.appended } else { self.on_disk };
+        (upto > self.told).then(|| {
+            self.told = upto;
+            upto
+        })
+    }
+}
+
+/// Which partitions a chunk has entries of.
+pub(crate) fn partitions(parts: &[Part]) -> Vec<PartitionId> {
+    parts.iter().map(|part| part.partition).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_proto::replication::Record;
+
+    fn part(entries: u64, last: u64) -> Part {
+        Part {
+            partition: PartitionId(0),
+            entries,
+            records: None,
+            voids: None,
+            last: Lsn(last),
+            committed: Lsn(0),
+            configuration: None,
+        }
+    }
+
+    #[test]
+    fn records_can_be_told_at_once_and_what_is_before_a_cut_cannot() {
+        let record = LogEntry::Record(Record { position: Position::default(), operation_id: None, payload: [].into() });
+        let mut kept = Kept::default();
+        kept.handle_append(&LogEntry::Cut { from: Lsn(1) });
+        kept.handle_append(&record);
+        assert_eq!(kept.take_news(true), None);
+        kept.handle_flushed(&part(1, 0));
+        assert_eq!(kept.take_news(true), Some(2));
+        assert_eq!(kept.take_news(true), None);
+        kept.handle_append(&record);
+        assert_eq!(kept.take_news(false), None);
+        kept.handle_flushed(&part(1, 1));
+        assert_eq!(kept.take_news(false), None, "it was told before");
+        kept.handle_flushed(&part(1, 2));
+        assert_eq!(kept.take_news(false), Some(3));
+    }
+}
