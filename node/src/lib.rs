@@ -25,7 +25,7 @@ mod wal;
 
 pub use options::{NodeOptions, Pin, PreferredRole};
 
-use executor::{Mail, Shared};
+use executor::{Mail, Memory, Shared};
 use fatal::Heartbeat;
 use glommio::{LocalExecutorBuilder, Placement};
 use kv_proto::ids::{DiskId, ExecutorIndex, Member};
@@ -103,6 +103,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         mail: mail.clone(),
         heartbeats: (0..executors).map(|_| Heartbeat::default()).collect(),
         connections: AtomicUsize::new(0),
+        memory: Memory::default(),
         started: clock::now(),
     });
     let mut threads = Vec::new();

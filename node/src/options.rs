@@ -54,6 +54,11 @@ pub struct NodeOptions {
           value_parser = clap::value_parser!(u32).range(1..=HIGHEST_MAX_VALUE_BYTES as i64))]
     pub max_value_bytes: u32,
 
+    /// Bytes of memory, counted by the node itself, from which on it takes no more values (reads and deletes go on); with
+    /// KiB, MiB or GiB behind the number, as in 4GiB. Without it there is no limit.
+    #[arg(long, env = "KV_MAX_MEMORY", value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_memory: Option<u64>,
+
     /// Seconds after which a silent client connection is closed.
     #[arg(long, env = "KV_IDLE_TIMEOUT_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub idle_timeout_s: u64,
@@ -70,6 +75,21 @@ pub struct NodeOptions {
     /// learns how often it pays, up to this. 0 suits a machine that many processes share.
     #[arg(long, env = "KV_SCAN_PASSES", default_value_t = 64)]
     pub scan_passes: u32,
+}
+
+/// A number of bytes, as in `1000`, `64KiB`, `1.5 GiB`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "use a number of bytes, as in 1000000, 64KiB, 512MiB or 1.5GiB".to_owned();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+    let unit: u64 = match unit.trim_start() {
+        "" | "B" => return number.parse().ok().filter(|n| *n > 0).ok_or_else(wrong),
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit as f64;
+    if (1.0..=u64::MAX as f64).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
 /// What a node is by preference.
@@ -147,6 +167,8 @@ pub(crate) struct Settings {
     pub(crate) controller: String,
     pub(crate) limits: Limits,
     pub(crate) max_connections: usize,
+    /// From here on no more values are taken.
+    pub(crate) max_memory_bytes: Option<u64>,
     pub(crate) idle_timeout: Duration,
     pub(crate) scan_passes: u32,
     pub(crate) replica: replica::Options,
@@ -186,6 +208,7 @@ impl NodeOptions {
             controller: self.controller.clone(),
             limits,
             max_connections: self.max_connections,
+            max_memory_bytes: self.max_memory,
             idle_timeout: Duration::from_secs(self.idle_timeout_s),
             scan_passes: self.scan_passes,
             replica: replica::Options {
@@ -201,6 +224,18 @@ impl NodeOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("1", 1), ("1000 B", 1000), ("64KiB", 65_536), ("1.5 GiB", 3 << 29), ("2MiB", 2 << 20), ("0.5KiB", 512)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "-1", "1.5", "1KB", "1M", "GiB", "0GiB", "1..5GiB", "99999999999GiB", "1 KiB "] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn pins() {

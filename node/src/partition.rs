@@ -2,12 +2,18 @@
 //! of the table.
 //!
 //! Decides what a client's operation comes to; does no I/O.
+//!
+//! # Expiry
+//!
+//! An entry that has expired by the leader's wall clock is none to everybody who asks. But clocks differ, and that of
+//! the next leader may be behind: so nobody is told before a record says it too. Whoever finds an expired entry proposes
+//! its delete, and is answered when that is committed.
 
-use crate::pending::Pending;
+use crate::pending::{Current, Pending};
 use kv_proto::{
-    codec,
+    effect::Effect,
     ids::{HistoryId, Lsn, OperationId, Version},
-    replication::{Effect, Record},
+    replication::Record,
     request::Condition,
     stats::ReplicaStats,
 };
@@ -25,6 +31,17 @@ pub(crate) struct Partition {
     pub(crate) queued: bool,
     table: Table,
     pending: Pending,
+}
+
+/// What a key's committed entry is to who reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read<'a> {
+    /// It is this.
+    Value(Entry<'a>),
+    /// There is none.
+    Missing,
+    /// There is one that has expired: see [`Partition::expire`].
+    Expired,
 }
 
 /// What a write will be answered once the token that was given with it is.
@@ -52,23 +69,76 @@ impl Partition {
         self.replica.configuration().history
     }
 
-    /// A key's committed entry.
+    /// A key's committed entry; `wall_ms` is the wall clock.
     ///
     /// # Errors
     /// When the table here may not be read.
-    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Entry<'_>>, Refusal> {
+    pub(crate) fn read(&self, key: &[u8], wall_ms: impl FnOnce() -> u64) -> Result<Read<'_>, Refusal> {
         self.replica.check_read()?;
-        Ok(self.table.get(key))
+        Ok(match self.table.get(key) {
+            None => Read::Missing,
+            Some(entry) if entry.expires.is_some_and(|e| e.is_due(wall_ms())) => Read::Expired,
+            Some(entry) => Read::Value(entry),
+        })
     }
 
-    /// Decides a write, against everything prepared; limits were checked before. With an error nothing happened,
-    /// and `token` will not be answered.
+    /// Lets `token` know when a key whose committed entry has expired can be read again: once its delete is committed,
+    /// or the write that is pending already. With an error nothing happened, and `token` will not be answered.
+    ///
+    /// # Errors
+    /// When the delete cannot be proposed.
+    pub(crate) fn expire(
+        &mut self,
+        now: Instant64,
+        wall_ms: u64,
+        key: &[u8],
+        token: Token,
+        out: &mut Actions,
+    ) -> Result<(), Refusal> {
+        self.replica.check_read()?;
+        if self.current(key).is_some_and(|c| c.has_expired(wall_ms)) {
+            self.propose(now, &Effect::Delete { key }, None, token, out)?;
+        } else {
+            self.replica.handle(now, Event::ClientBarrier { token }, out);
+        }
+        Ok(())
+    }
+
+    /// Proposes deletes of entries that have expired, at most about `max`, if writes are taken; nobody waits for them,
+    /// so `token` is one that names nobody. Says whether there may be more.
+    pub(crate) fn sweep(&mut self, now: Instant64, wall_ms: u64, max: usize, token: Token, out: &mut Actions) -> bool {
+        if self.replica.check_write(now).is_err() {
+            return false;
+        }
+        let expired = self.table.expired(wall_ms, max);
+        for key in &expired {
+            // What is pending has taken the entry's place, or is its delete.
+            if self.pending.get(key).is_none() && self.propose(now, &Effect::Delete { key }, None, token, out).is_err()
+            {
+                break;
+            }
+        }
+        expired.len() >= max
+    }
+
+    /// What a key will have once everything prepared is committed.
+    fn current(&self, key: &[u8]) -> Option<Current> {
+        match self.pending.get(key) {
+            Some(pending) => pending,
+            None => self.table.get(key).map(|e| Current { lsn: e.lsn, expires: e.expires }),
+        }
+    }
+
+    /// Decides a write, against everything prepared; limits were checked before, and `wall_ms` is the wall clock. With
+    /// an error nothing happened, and `token` will not be answered.
     ///
     /// # Errors
     /// When the replica does not take writes.
+    #[expect(clippy::too_many_arguments, reason = "two clocks and the parts of one request")]
     pub(crate) fn write(
         &mut self,
         now: Instant64,
+        wall_ms: u64,
         effect: Effect<'_>,
         condition: Condition,
         operation_id: Option<OperationId>,
@@ -76,38 +146,61 @@ impl Partition {
         out: &mut Actions,
     ) -> Result<Decision, Refusal> {
         self.replica.check_read()?;
-        let current = match self.pending.get(effect.key()) {
-            Some(pending) => pending,
-            None => self.table.get(effect.key()).map(|e| e.lsn),
-        };
-        let current = current.map(|lsn| self.version(lsn));
+        let key = effect.key();
+        let there = self.current(key);
+        let expired = there.is_some_and(|c| c.has_expired(wall_ms));
+        let current = there.filter(|_| !expired).map(|c| self.version(c.lsn));
         let holds = match condition {
             Condition::Any => true,
             Condition::Absent => current.is_none(),
             Condition::Present => current.is_some(),
             Condition::Version(version) => current == Some(version),
         };
-        if !holds || (current.is_none() && matches!(effect, Effect::Delete { .. })) {
-            self.replica.handle(now, Event::ClientBarrier { token }, out);
-            return Ok(if holds { Decision::Missing } else { Decision::ConditionFailed(current) });
+        if holds && (current.is_some() || matches!(effect, Effect::Put { .. })) {
+            let lsn = self.propose(now, &effect, operation_id, token, out)?;
+            return Ok(Decision::Proposed(self.version(lsn)));
         }
+        if expired {
+            self.propose(now, &Effect::Delete { key }, None, token, out)?;
+        } else {
+            self.replica.handle(now, Event::ClientBarrier { token }, out);
+        }
+        Ok(if holds { Decision::Missing } else { Decision::ConditionFailed(current) })
+    }
+
+    /// Gives an effect to the replica, and says which LSN it has.
+    fn propose(
+        &mut self,
+        now: Instant64,
+        effect: &Effect<'_>,
+        operation_id: Option<OperationId>,
+        token: Token,
+        out: &mut Actions,
+    ) -> Result<Lsn, Refusal> {
         self.replica.check_write(now)?;
-        let payload: Arc<[u8]> = codec::encode(&effect).into();
+        let payload: Arc<[u8]> = effect.encode().into();
         self.replica.handle(now, Event::ClientWrite { payload: payload.clone(), operation_id, token }, out);
         let lsn = self.replica.prepared().lsn;
         self.pending.insert(lsn, payload);
-        Ok(Decision::Proposed(self.version(lsn)))
+        Ok(lsn)
     }
 
     /// Brings a committed record into the table.
     pub(crate) fn apply(&mut self, record: &Record) {
         let lsn = record.position.lsn;
-        let effect: Effect = codec::decode(&record.payload).expect("effects are checked when they come in");
+        let effect = Effect::decode(&record.payload).expect("effects are checked when they come in");
         match effect {
-            Effect::Put { key, content_type, value } => self.table.put(lsn, key, content_type, value),
+            Effect::Put { key, content_type, value, expires } => {
+                self.table.put(key, Entry { lsn, expires, content_type, value });
+            }
             Effect::Delete { key } => self.table.remove(key),
         }
         self.pending.remove(lsn, effect.key());
+    }
+
+    /// Bytes of memory that its table takes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.table.memory_bytes()
     }
 
     /// How it is; `executor` is filled in by who owns it.
@@ -124,6 +217,7 @@ impl Partition {
             applied_lsn: self.replica.committed(),
             keys: self.table.keys(),
             bytes: self.table.bytes(),
+            memory_bytes: self.table.memory_bytes(),
             digest: format!("{:016x}", self.table.digest()),
         }
     }
@@ -134,6 +228,7 @@ mod tests {
     use super::*;
     use kv_proto::{
         cluster_map::Configuration,
+        effect::Expiry,
         ids::{DiskId, Epoch, Member, NodeId, PartitionId},
     };
     use kv_replication::replica::{Action, Options, Outcome};
@@ -143,6 +238,7 @@ mod tests {
         partition: Partition,
         out: Actions,
         tokens: u64,
+        wall_ms: u64,
     }
 
     impl Alone {
@@ -150,14 +246,14 @@ mod tests {
             let me = Member { node: NodeId::new("n").expect("a name"), disk: DiskId(1) };
             let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader: me, in_sync: vec![] };
             let replica = Replica::new(PartitionId(0), me, configuration, Options::default(), Instant64(0));
-            Alone { partition: Partition::new(replica), out: Actions::new(), tokens: 0 }
+            Alone { partition: Partition::new(replica), out: Actions::new(), tokens: 0, wall_ms: 1000 }
         }
 
         fn write(&mut self, effect: Effect, condition: Condition) -> Decision {
             self.tokens += 1;
             let token = Token(self.tokens);
             self.partition
-                .write(Instant64(0), effect, condition, None, token, &mut self.out)
+                .write(Instant64(0), self.wall_ms, effect, condition, None, token, &mut self.out)
                 .expect("alone takes writes")
         }
 
@@ -179,13 +275,33 @@ mod tests {
             answered
         }
 
+        fn read(&self) -> Read<'_> {
+            self.partition.read(b"k", || self.wall_ms).expect("alone serves reads")
+        }
+
+        /// Reads what has expired, to be answered later.
+        fn expire(&mut self) {
+            assert_eq!(self.read(), Read::Expired);
+            self.tokens += 1;
+            let token = Token(self.tokens);
+            self.partition.expire(Instant64(0), self.wall_ms, b"k", token, &mut self.out).expect("alone takes writes");
+        }
+
         fn value(&self) -> Option<&[u8]> {
-            self.partition.get(b"k").expect("alone serves reads").map(|e| e.value)
+            match self.read() {
+                Read::Value(entry) => Some(entry.value),
+                Read::Missing => None,
+                Read::Expired => panic!("expired"),
+            }
         }
     }
 
     fn put(value: &[u8]) -> Effect<'_> {
-        Effect::Put { key: b"k", content_type: "", value }
+        Effect::Put { key: b"k", content_type: "", value, expires: None }
+    }
+
+    fn put_until(ms: u64, value: &[u8]) -> Effect<'_> {
+        Effect::Put { key: b"k", content_type: "", value, expires: Expiry::from_ms(ms) }
     }
 
     const DELETE: Effect<'static> = Effect::Delete { key: b"k" };
@@ -218,5 +334,76 @@ mod tests {
         assert_eq!(alone.write(put(b"f"), Absent), Proposed(version(4)));
         alone.flush();
         assert_eq!(alone.value(), Some(&b"f"[..]));
+    }
+    #[test]
+    fn what_has_expired_is_gone_only_when_its_delete_is_committed() {
+        use Condition::{Absent, Any, Present};
+        use Decision::{ConditionFailed, Missing, Proposed};
+        let lsn = |alone: &Alone| alone.partition.replica.prepared().lsn.0;
+        for (condition, effect, decided) in [
+            (Any, DELETE, Missing),
+            (Present, DELETE, ConditionFailed(None)),
+            (Present, put(b"b"), ConditionFailed(None)),
+            (Condition::Version(version(1)), put(b"b"), ConditionFailed(None)),
+            (Absent, put(b"b"), Proposed(version(2))),
+            (Any, put(b"b"), Proposed(version(2))),
+        ] {
+            for pending in [false, true] {
+                let mut alone = Alone::new();
+                alone.write(put_until(2000, b"a"), Any);
+                assert!(pending || alone.flush() == [1]);
+                assert_eq!(alone.write(put(b"b"), Absent), ConditionFailed(Some(version(1))), "it lives yet");
+                assert!(pending || alone.flush() == [2]);
+                alone.wall_ms = 2000;
+                assert_eq!(alone.write(effect, condition), decided, "{condition:?} {effect:?}");
+                assert_eq!(lsn(&alone), 2, "the write or the delete was proposed");
+                assert!(pending || alone.read() == Read::Expired);
+                assert!(alone.flush().contains(&3));
+                assert_eq!(alone.value(), matches!(decided, Proposed(_)).then_some(&b"b"[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn who_reads_what_has_expired_waits_for_its_delete_or_for_what_is_pending() {
+        let mut alone = Alone::new();
+        alone.write(put_until(2000, b"a"), Condition::Any);
+        alone.flush();
+        assert_eq!(alone.value(), Some(&b"a"[..]));
+        alone.wall_ms = 2000;
+        alone.expire();
+        alone.expire();
+        assert_eq!(alone.partition.replica.prepared().lsn, Lsn(2), "it is deleted once");
+        assert_eq!((alone.flush(), alone.value()), (vec![2, 3], None));
+
+        alone.write(put_until(3000, b"b"), Condition::Any);
+        alone.flush();
+        alone.write(put(b"c"), Condition::Present);
+        alone.wall_ms = 3000;
+        alone.expire();
+        assert_eq!(alone.partition.replica.prepared().lsn, Lsn(4), "what is pending is no matter of time");
+        alone.flush();
+        assert_eq!(alone.value(), Some(&b"c"[..]));
+    }
+
+    #[test]
+    fn the_sweep_deletes_what_has_expired_a_few_at_a_time() {
+        let mut alone = Alone::new();
+        for key in 0..5u8 {
+            let effect = Effect::Put { key: &[key], content_type: "", value: b"", expires: Expiry::from_ms(2000) };
+            alone.write(effect, Condition::Any);
+        }
+        alone.flush();
+        let sweep = |alone: &mut Alone, wall_ms| {
+            let more = alone.partition.sweep(Instant64(0), wall_ms, 3, Token(99), &mut alone.out);
+            (more, alone.partition.replica.prepared().lsn.0)
+        };
+        assert_eq!(sweep(&mut alone, 1999), (false, 5));
+        assert_eq!(sweep(&mut alone, 2000), (true, 8));
+        assert_eq!(sweep(&mut alone, 2000), (true, 8), "those are on their way");
+        alone.flush();
+        assert_eq!(sweep(&mut alone, 2000), (false, 10));
+        alone.flush();
+        assert_eq!(alone.partition.table.keys(), 0);
     }
 }

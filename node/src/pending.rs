@@ -2,7 +2,10 @@
 //! only against what is committed.
 
 use hashbrown::HashTable;
-use kv_proto::{codec, ids::Lsn, replication::Effect};
+use kv_proto::{
+    effect::{Effect, Expiry},
+    ids::Lsn,
+};
 use kv_storage::key_hash;
 use std::sync::Arc;
 
@@ -17,8 +20,23 @@ struct Write {
     payload: Arc<[u8]>,
 }
 
+/// A value that a key has, or will have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Current {
+    /// The record that writes it.
+    pub(crate) lsn: Lsn,
+    /// When it expires.
+    pub(crate) expires: Option<Expiry>,
+}
+
+impl Current {
+    pub(crate) fn has_expired(&self, wall_ms: u64) -> bool {
+        self.expires.is_some_and(|e| e.is_due(wall_ms))
+    }
+}
+
 fn effect(payload: &[u8]) -> Effect<'_> {
-    codec::decode(payload).expect("an effect that this node encoded, or checked when it came in")
+    Effect::decode(payload).expect("an effect that this node encoded, or checked when it came in")
 }
 
 impl Pending {
@@ -42,12 +60,12 @@ impl Pending {
         }
     }
 
-    /// Whether the key has a pending write, and if so the LSN of the value that it will have; `Some(None)` says
-    /// that it will have none.
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Lsn>> {
+    /// Whether the key has a pending write, and if so the value that it will have; `Some(None)` says that it will have
+    /// none.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Current>> {
         let write = self.writes.find(key_hash(key), |w| effect(&w.payload).key() == key)?;
         Some(match effect(&write.payload) {
-            Effect::Put { .. } => Some(write.lsn),
+            Effect::Put { expires, .. } => Some(Current { lsn: write.lsn, expires }),
             Effect::Delete { .. } => None,
         })
     }
@@ -59,12 +77,13 @@ mod tests {
 
     #[test]
     fn the_newest_pending_write_of_a_key_counts_until_it_is_applied() {
-        let put = |value| Arc::from(codec::encode(&Effect::Put { key: b"k", content_type: "", value }));
-        let delete = Arc::from(codec::encode(&Effect::Delete { key: b"k" }));
+        let expires = Expiry::from_ms(7);
+        let put = |value| Arc::from(Effect::Put { key: b"k", content_type: "", value, expires }.encode());
+        let delete = Arc::from(Effect::Delete { key: b"k" }.encode());
         let mut pending = Pending::default();
         assert_eq!(pending.get(b"k"), None);
         pending.insert(Lsn(1), put(b"a"));
-        assert_eq!(pending.get(b"k"), Some(Some(Lsn(1))));
+        assert_eq!(pending.get(b"k"), Some(Some(Current { lsn: Lsn(1), expires })));
         pending.insert(Lsn(2), delete);
         assert_eq!(pending.get(b"k"), Some(None));
         pending.remove(Lsn(1), b"k");

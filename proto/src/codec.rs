@@ -85,8 +85,8 @@ mod tests {
     fn the_longest_message_is_taken() {
         let (key, value) = (vec![1; MAX_KEY_BYTES], vec![2; HIGHEST_MAX_VALUE_BYTES]);
         let content_type = "x".repeat(MAX_CONTENT_TYPE_BYTES);
-        let put = Effect::Put { key: &key, content_type: &content_type, value: &value };
-        let record = Record { position: Position::default(), operation_id: None, payload: encode(&put).into() };
+        let put = Effect::Put { key: &key, content_type: &content_type, value: &value, expires: None };
+        let record = Record { position: Position::default(), operation_id: None, payload: put.encode().into() };
         let body = PeerBody::Prepare { previous: Position::default(), committed: Lsn(0), records: vec![record] };
         let batch = PeerBatch { messages: vec![PeerMessage { partition: PartitionId(0), epoch: Epoch(1), body }] };
         assert_eq!(decode(&encode(&batch)), Ok(batch));

@@ -101,6 +101,10 @@ error_codes! {
     OutcomeUnknown = "outcome_unknown", Unknown, OnlyWithOperationId;
     /// The node is stopping.
     ShuttingDown = "shutting_down", NotApplied, Later;
+    /// The node holds as much as it was allowed to; reads and deletes go on.
+    MemoryFull = "memory_full", NotApplied, Never;
+    /// A replica's disk has no room for the write; reads and deletes go on.
+    DiskFull = "disk_full", NotApplied, Never;
 }
 
 impl fmt::Display for ErrorCode {

@@ -21,7 +21,7 @@
 //! * A body is handed out only after its checksum was verified.
 
 /// Version of the protocol that this crate speaks.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 /// The first two bytes of every frame.
 pub const MAGIC: [u8; 2] = [0xC5, 0x4B];
 /// Bytes of a frame before its body.
@@ -319,7 +319,7 @@ mod tests {
     fn golden_bytes() {
         let bytes = message(Kind::Request, 0x0102_0304_0506_0708, b"hi");
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "c54b01004643af47040000000200000008070605040302016869");
+        assert_eq!(hex, "c54b02004643af47040000000200000008070605040302016869");
     }
 
     #[test]

@@ -7,13 +7,15 @@
 //! # Invariants
 //! * No runtime, no socket, no clock, no file: functions of bytes and values only.
 //! * Bytes from the network never panic and never allocate before a length was checked against a limit.
-//! * [`codec`] is the only module that knows bincode, [`frame`] the only one that knows the header.
+//! * [`codec`] is the only module that knows bincode, [`frame`] the only one that knows the header, [`effect`] the only one
+//!   that knows the payload of a record.
 //! * What the bytes mean is fixed by the golden tests beside each module; a change of meaning is a new
 //!   [`frame::PROTOCOL_VERSION`].
 
 pub mod cluster_map;
 pub mod codec;
 pub mod control;
+pub mod effect;
 pub mod error_code;
 pub mod frame;
 pub mod hello;

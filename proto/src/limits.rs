@@ -7,6 +7,8 @@ use bincode::{Decode, Encode};
 pub const MAX_KEY_BYTES: usize = 4 * 1024;
 /// Longest content type, in bytes.
 pub const MAX_CONTENT_TYPE_BYTES: usize = 255;
+/// Longest life of a value that the HTTP API and the client ask for, in milliseconds: ten years of 365 days.
+pub const MAX_TTL_MS: u64 = 10 * 365 * 86_400 * 1000;
 /// Default of the longest value, in bytes.
 pub const DEFAULT_MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// The longest value that a node can be told to take, in bytes.

@@ -2,6 +2,7 @@
 
 use crate::ids::{OperationId, Version};
 use bincode::{BorrowDecode, Decode, Encode};
+use std::num::NonZeroU64;
 
 /// A request; keys and values borrow from the buffer that it was received in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
@@ -32,6 +33,8 @@ pub enum Operation<'a> {
         content_type: &'a str,
         /// When to do it.
         condition: Condition,
+        /// How long the value lives once the leader has decided the write, in milliseconds; `None` is for ever.
+        ttl_ms: Option<NonZeroU64>,
     },
     /// Removes a key: [`crate::response::Response::Written`], [`crate::response::Response::Missing`] or
     /// [`crate::response::Response::ConditionFailed`].
@@ -101,12 +104,13 @@ mod tests {
                 value: b"v",
                 content_type: "",
                 condition: Condition::Version(version),
+                ttl_ms: NonZeroU64::new(1500),
             },
         };
         assert_eq!(
             hex(&put),
             "01000000010300000000000000000000000000000004000000000000000500000000000000010000000100000000000000\
-             6b0100000000000000760000000000000000030000000100000002000000000000 00"
+             6b0100000000000000760000000000000000030000000100000002000000000000 00 01dc05000000000000"
                 .replace(' ', "")
         );
     }
@@ -126,11 +130,11 @@ mod tests {
         fn requests_survive_the_wire(
             deadline_ms in any::<u32>(), key in prop::collection::vec(any::<u8>(), 0..40),
             value in prop::collection::vec(any::<u8>(), 0..200), content_type in ".{0,20}", condition in condition(),
-            which in 0..6,
+            ttl_ms in any::<u64>().prop_map(NonZeroU64::new), which in 0..6,
         ) {
             let operation = match which {
                 0 => Operation::Get { key: &key },
-                1 => Operation::Put { key: &key, value: &value, content_type: &content_type, condition },
+                1 => Operation::Put { key: &key, value: &value, content_type: &content_type, condition, ttl_ms },
                 2 => Operation::Delete { key: &key, condition },
                 3 => Operation::Map,
                 4 => Operation::Stats,

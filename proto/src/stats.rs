@@ -17,6 +17,10 @@ pub struct NodeStats {
     pub connections: u64,
     /// Requests answered since the start.
     pub requests: u64,
+    /// Bytes of memory that its tables and the records on their way take, as it counts them.
+    pub memory_bytes: u64,
+    /// What these may be before it takes no more values; `None` is no limit.
+    pub max_memory_bytes: Option<u64>,
     /// Its replicas, ordered by partition.
     pub replicas: Vec<ReplicaStats>,
 }
@@ -46,6 +50,8 @@ pub struct ReplicaStats {
     pub keys: u64,
     /// Bytes of keys and values in its table.
     pub bytes: u64,
+    /// Bytes of memory that its table takes.
+    pub memory_bytes: u64,
     /// Sum of the hashes of all entries, as 16 hexadecimal digits: equal tables have equal digests.
     pub digest: String,
 }

@@ -183,7 +183,7 @@ fn strangers_on_a_binary_port_are_told_and_harm_nothing() {
     };
     let answer = say(b"GET /get?key=a HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(answer.contains("this is the binary port of a kv node"), "{answer:?}");
-    for garbage in [&b"*1\r\n$4\r\nPING\r\n"[..], &[0; 1000], &[0xff; 100_000], &[0xc5, 0x4b, 1, 0, 9, 9, 9, 9, 4]] {
+    for garbage in [&b"*1\r\n$4\r\nPING\r\n"[..], &[0; 1000], &[0xff; 100_000], &[0xc5, 0x4b, 2, 0, 9, 9, 9, 9, 4]] {
         say(garbage);
     }
     assert_eq!(cluster.get("before").json()["value"], json!(1));

@@ -5,8 +5,10 @@ mod api;
 mod binary;
 mod common;
 mod executors;
+mod expiry;
 mod failures;
 mod hostile;
+mod memory;
 mod packages;
 mod start;
 

@@ -202,6 +202,8 @@ impl Executor {
             uptime_s: clock::now().since(self.shared.started).as_secs(),
             connections: self.shared.connections.load(Ordering::Relaxed) as u64,
             requests: collected.requests,
+            memory_bytes: self.shared.memory.bytes(),
+            max_memory_bytes: self.shared.settings.max_memory_bytes,
             replicas,
         };
         self.handle_answered(collection.origin.line);

@@ -9,6 +9,8 @@
 //! * `lines`: connections with their sockets: the adaptive scan, sending, slow readers
 //! * `requests`: what clients ask
 //! * `links`: the streams to followers
+//! * `expiry`: entries that have expired
+//! * `memory`: how much of it the node takes
 //! * `forward`: mail to and from the other executors
 //! * `membership`: registration with the controller, and the map from it
 //! * `tasks`: who waits for what
@@ -18,15 +20,18 @@
 //!   connection's outbox.
 //! * What waits for an answer is bounded, and is answered by its deadline.
 
+mod expiry;
 mod forward;
 mod lines;
 mod links;
 mod membership;
+mod memory;
 mod requests;
 mod tasks;
 
 pub(crate) use forward::{Mail, View};
 pub(crate) use lines::LineKey;
+pub(crate) use memory::Memory;
 pub(crate) use tasks::run;
 
 use crate::{clock, fatal::Heartbeat, mailbox::Sender, options::Settings, partition::Partition, wal::Wal};
@@ -69,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) heartbeats: Vec<Heartbeat>,
     /// Open connections of all executors.
     pub(crate) connections: AtomicUsize,
+    /// Memory that all executors take.
+    pub(crate) memory: Memory,
     /// When the node started.
     pub(crate) started: Instant64,
 }
@@ -91,6 +98,9 @@ pub(crate) struct Executor {
     forwarded_bytes: usize,
     /// Bytes of records that the replicas hold because they are not applied yet, or not at every follower.
     held_bytes: usize,
+    memory: memory::OwnMemory,
+    /// Whether the last sweep left entries that have expired.
+    sweep_again: bool,
     requests: u64,
     draining: bool,
     /// The connection to the controller; executor 0 has it.
@@ -117,6 +127,8 @@ impl Executor {
                 forwarded: 0,
                 forwarded_bytes: 0,
                 held_bytes: 0,
+                memory: memory::OwnMemory::default(),
+                sweep_again: false,
                 requests: 0,
                 draining: false,
                 controller: None,
@@ -148,7 +160,9 @@ impl Executor {
                 if let (Role::Refused, Some(why)) = (replica.role(), replica.trouble(now)) {
                     refused = Some((refused.map_or(1, |(count, _)| count + 1), why));
                 }
-                self.partitions[usize::from(id.0)] = Some(Box::new(Partition::new(replica)));
+                let partition = Box::new(Partition::new(replica));
+                self.count_table(0, partition.memory_bytes());
+                self.partitions[usize::from(id.0)] = Some(partition);
                 self.owned.push(id);
             }
         }
@@ -184,7 +198,10 @@ impl Executor {
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {
                     let partition = self.partition(id).expect("a partition that acts is owned");
+                    let before = partition.memory_bytes();
                     partition.apply(&record);
+                    let after = partition.memory_bytes();
+                    self.count_table(before, after);
                 }
                 Action::Reply { token, outcome } => self.reply(KeyData::from_ffi(token.0).into(), outcome),
             }
@@ -204,11 +221,12 @@ impl Executor {
                 self.give(now, partition, Event::Flushed { lsn });
             }
         }
+        self.tell_memory();
         self.send_prepares();
         self.send_output();
     }
 
-    /// What is due by time: beacons, deadlines, silent connections.
+    /// What is due by time: beacons, deadlines, entries that expire, silent connections.
     fn handle_tick(&mut self, now: Instant64) {
         for at in 0..self.owned.len() {
             let id = self.owned[at];
@@ -217,6 +235,7 @@ impl Executor {
                 self.give(now, id, Event::Timeout);
             }
         }
+        self.sweep_expired(now);
         self.expire_waiting(now);
         if now.since(self.last_sweep) >= SWEEP_INTERVAL {
             self.last_sweep = now;
@@ -228,7 +247,7 @@ impl Executor {
 
     /// How long until something is due.
     fn next_tick(&self, now: Instant64) -> Duration {
-        if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() || self.sweep_again {
             return BUSY_TICK;
         }
         let owned = self.owned.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());

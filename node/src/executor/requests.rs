@@ -9,14 +9,14 @@ use super::{Executor, Mail, lines::LineKey, token};
 use crate::{
     clock,
     executor::forward::Collection,
-    partition::{Decision, Partition},
+    partition::{Decision, Partition, Read},
 };
 use kv_proto::{
     codec,
+    effect::{Effect, Expiry},
     error_code::{ErrorCode, WireError},
     frame::{self, Kind},
     ids::{ExecutorIndex, PartitionId},
-    replication::Effect,
     request::{Condition, Operation, Request},
     response::{Answered, NodeView, Response},
     routing::partition_of,
@@ -25,7 +25,7 @@ use kv_replication::{
     clock::Instant64,
     replica::{Outcome, Refusal},
 };
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 /// How many requests of an executor may wait for an answer.
 const MAX_WAITING: usize = 256 * 1024;
@@ -53,10 +53,25 @@ pub(crate) struct Origin {
 /// A request whose answer depends on what is not committed yet.
 pub(super) struct Waiting {
     /// Whom to answer; `None` once the deadline has passed and the answer was given.
-    origin: Option<Origin>,
-    deadline: Instant64,
-    partition: PartitionId,
-    decision: Decision,
+    pub(super) origin: Option<Origin>,
+    pub(super) deadline: Instant64,
+    pub(super) partition: PartitionId,
+    pub(super) awaited: Awaited,
+}
+
+/// What is answered once what it depends on is committed.
+pub(super) enum Awaited {
+    /// What was decided.
+    Write(Decision),
+    /// What this key has then.
+    Read(Box<[u8]>),
+}
+
+impl Awaited {
+    /// Whether there is a write that may still happen when nobody waits any more.
+    fn is_proposed(&self) -> bool {
+        matches!(self, Awaited::Write(Decision::Proposed(_)))
+    }
 }
 
 /// Where a partition is.
@@ -105,17 +120,24 @@ impl Executor {
             Operation::Get { key } => match self.locate(key) {
                 Ok(Place::Here(id)) => {
                     let partition = self.partitions[usize::from(id.0)].as_deref().expect("an owner has its partition");
-                    // Encoded while the entry is borrowed, straight into the connection's output.
-                    let got = get(id, partition, key).map(|answer| append_response(out, origin.id, &answer));
-                    got.err().map(|refusal| Response::Error(self.refuse(id, refusal)))
+                    match partition.read(key, clock::wall_ms) {
+                        Ok(Read::Expired) => self.read_expired(now, origin, deadline, id, key),
+                        Ok(found) => {
+                            // Encoded while the entry is borrowed, straight into the connection's output.
+                            append_response(out, origin.id, &got(partition, id, &found));
+                            None
+                        }
+                        Err(refusal) => Some(Response::Error(self.refuse(id, refusal))),
+                    }
                 }
                 Ok(Place::At(owner)) => self.forward(owner, origin, deadline, body).err().map(Response::Error),
                 Err(error) => Some(Response::Error(error)),
             },
-            Operation::Put { key, value, content_type, condition } => {
+            Operation::Put { key, value, content_type, condition, ttl_ms } => {
                 match self.shared.settings.limits.check_value(content_type, value) {
                     Ok(()) => {
-                        let effect = Effect::Put { key, content_type, value };
+                        let expires = ttl_ms.map(|ttl_ms| Expiry::after(clock::wall_ms(), ttl_ms));
+                        let effect = Effect::Put { key, content_type, value, expires };
                         self.write(now, origin, deadline, request, effect, condition, body)
                     }
                     Err(error) => Some(Response::Error(error)),
@@ -161,15 +183,21 @@ impl Executor {
             Ok(Place::At(owner)) => return self.forward(owner, origin, deadline, body).err().map(Response::Error),
             Err(error) => return Some(Response::Error(error)),
         };
-        if self.waiting.len() >= MAX_WAITING || self.held_bytes > MAX_HELD_BYTES {
-            return Some(error(ErrorCode::Overloaded, "too many writes of this node wait to be replicated"));
+        if let Some(refused) = self.refuse_to_wait() {
+            return Some(refused);
         }
+        let full = if matches!(effect, Effect::Put { .. }) { self.check_memory().err() } else { None };
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
+        // Who is not the leader has a better answer.
+        if let (Some(full), Ok(())) = (full, partition.replica.check_read()) {
+            return Some(Response::Error(full));
+        }
         let held = partition.replica.held_bytes();
         let (actions, operation_id) = (&mut self.actions, request.operation_id);
         let decided = self.waiting.try_insert_with_key(|key| {
-            let decision = partition.write(now, effect, condition, operation_id, token(key), actions)?;
-            Ok(Waiting { origin: Some(origin), deadline, partition: id, decision })
+            let decision =
+                partition.write(now, clock::wall_ms(), effect, condition, operation_id, token(key), actions)?;
+            Ok(Waiting { origin: Some(origin), deadline, partition: id, awaited: Awaited::Write(decision) })
         });
         self.held_bytes += partition.replica.held_bytes() - held;
         match decided {
@@ -181,8 +209,14 @@ impl Executor {
         }
     }
 
+    /// The answer to who would have to wait, while no more may.
+    pub(super) fn refuse_to_wait(&self) -> Option<Response<'static>> {
+        let full = self.waiting.len() >= MAX_WAITING || self.held_bytes > MAX_HELD_BYTES;
+        full.then(|| error(ErrorCode::Overloaded, "too many writes of this node wait to be replicated"))
+    }
+
     /// What a refusal of the core is to a client.
-    fn refuse(&self, id: PartitionId, refusal: Refusal) -> WireError {
+    pub(super) fn refuse(&self, id: PartitionId, refusal: Refusal) -> WireError {
         let code = match refusal {
             Refusal::NotLeader => ErrorCode::NotLeader,
             Refusal::FollowerUnreachable(_) => ErrorCode::FollowerUnreachable,
@@ -208,10 +242,10 @@ impl Executor {
         let Some(waiting) = self.waiting.remove(key) else { return };
         let Some(origin) = waiting.origin else { return };
         let id = waiting.partition;
-        let answer = match (outcome, waiting.decision) {
+        let answer = match (outcome, waiting.awaited) {
             (Outcome::Refused(refusal), _) => Response::Error(self.refuse(id, refusal)),
-            (Outcome::Unknown, decision) => unknown(id, decision, "the leader lost its epoch"),
-            (Outcome::Committed, decision) => {
+            (Outcome::Unknown, awaited) => unknown(id, awaited.is_proposed(), "the leader lost its epoch"),
+            (Outcome::Committed, Awaited::Write(decision)) => {
                 let at = self.answered(id);
                 match decision {
                     Decision::Proposed(version) => Response::Written { at, version },
@@ -219,8 +253,24 @@ impl Executor {
                     Decision::Missing => Response::Missing { at },
                 }
             }
+            (Outcome::Committed, Awaited::Read(key)) => return self.answer_read(origin, id, &key),
         };
         self.answer(origin, &answer);
+    }
+
+    /// Answers a read that has waited.
+    fn answer_read(&mut self, origin: Origin, id: PartitionId, key: &[u8]) {
+        let mut frames = Vec::new();
+        let partition = self.partitions[usize::from(id.0)].as_deref().expect("an owner has its partition");
+        match partition.read(key, clock::wall_ms) {
+            Ok(Read::Expired) => {
+                let again = format!("partition {id}: a new value of the key has expired while it was read; read again");
+                append_response(&mut frames, origin.id, &error(ErrorCode::NotReady, again));
+            }
+            Ok(found) => append_response(&mut frames, origin.id, &got(partition, id, &found)),
+            Err(refusal) => append_response(&mut frames, origin.id, &Response::Error(self.refuse(id, refusal))),
+        }
+        self.answer_frames(origin, frames);
     }
 
     fn answered(&self, id: PartitionId) -> Answered {
@@ -235,6 +285,15 @@ impl Executor {
         } else {
             let mut frames = Vec::new();
             append_response(&mut frames, origin.id, response);
+            self.answer_frames(origin, frames);
+        }
+    }
+
+    /// Sends an encoded answer to where the request came from.
+    fn answer_frames(&mut self, origin: Origin, frames: Vec<u8>) {
+        if origin.executor == self.index {
+            self.append_to_line(origin.line, |out| out.extend_from_slice(&frames));
+        } else {
             self.shared.mail[usize::from(origin.executor.0)].send(Mail::Answer { origin, frames });
         }
     }
@@ -244,11 +303,11 @@ impl Executor {
         let mut expired = Vec::new();
         for waiting in self.waiting.values_mut().filter(|w| w.deadline <= now) {
             if let Some(origin) = waiting.origin.take() {
-                expired.push((origin, waiting.partition, waiting.decision));
+                expired.push((origin, waiting.partition, waiting.awaited.is_proposed()));
             }
         }
-        for (origin, id, decision) in expired {
-            self.answer(origin, &unknown(id, decision, "the deadline passed before every in-sync replica had it"));
+        for (origin, id, proposed) in expired {
+            self.answer(origin, &unknown(id, proposed, "the deadline passed before every in-sync replica had it"));
         }
     }
 
@@ -278,23 +337,26 @@ impl Executor {
     }
 }
 
-fn get<'a>(id: PartitionId, partition: &'a Partition, key: &[u8]) -> Result<Response<'a>, Refusal> {
+/// What was read, as it is answered.
+fn got<'a>(partition: &Partition, id: PartitionId, read: &Read<'a>) -> Response<'a> {
     let at = Answered { partition: id, epoch: partition.replica.configuration().epoch };
-    Ok(match partition.get(key)? {
-        Some(entry) => {
+    match read {
+        Read::Value(entry) => {
             let version = partition.version(entry.lsn);
-            Response::Value { at, version, content_type: entry.content_type, value: entry.value }
+            let left = |e: Expiry| NonZeroU64::new(e.ms().saturating_sub(clock::wall_ms()).max(1));
+            let expires_in_ms = entry.expires.and_then(left);
+            Response::Value { at, version, expires_in_ms, content_type: entry.content_type, value: entry.value }
         }
-        None => Response::Missing { at },
-    })
+        Read::Missing => Response::Missing { at },
+        Read::Expired => unreachable!("what has expired is read again"),
+    }
 }
 
 /// The answer to who cannot be told more: a write that was proposed may happen, anything else will not.
-fn unknown(id: PartitionId, decision: Decision, why: &str) -> Response<'static> {
-    match decision {
-        Decision::Proposed(_) => {
-            error(ErrorCode::OutcomeUnknown, format!("partition {id}: {why}; the write may or may not be applied"))
-        }
-        Decision::ConditionFailed(_) | Decision::Missing => error(ErrorCode::Expired, format!("partition {id}: {why}")),
+fn unknown(id: PartitionId, proposed: bool, why: &str) -> Response<'static> {
+    if proposed {
+        error(ErrorCode::OutcomeUnknown, format!("partition {id}: {why}; the write may or may not be applied"))
+    } else {
+        error(ErrorCode::Expired, format!("partition {id}: {why}"))
     }
 }

@@ -8,12 +8,13 @@
 use kv_proto::{
     codec,
     control::FromController,
+    effect::Effect,
     error_code::{ErrorCode, WireError},
     frame::{self, Decoder, FrameError, Kind, Message},
     hello::{Hello, MAX_HELLO_BYTES},
     ids::{ExecutorIndex, Member},
     limits::Limits,
-    replication::{Effect, PeerBatch, PeerBody},
+    replication::{PeerBatch, PeerBody},
     request::Request,
 };
 
@@ -121,7 +122,7 @@ impl Rejection {
     }
 }
 
-fn malformed(error: &codec::DecodeError) -> WireError {
+fn malformed(error: &impl std::fmt::Display) -> WireError {
     WireError::new(ErrorCode::Malformed, error.to_string())
 }
 
@@ -205,7 +206,7 @@ fn check_effects(batch: &PeerBatch, limits: &Limits) -> Result<(), WireError> {
     for message in &batch.messages {
         let PeerBody::Prepare { records, .. } = &message.body else { continue };
         for record in records {
-            let effect: Effect = codec::decode(&record.payload).map_err(|e| malformed(&e))?;
+            let effect = Effect::decode(&record.payload).map_err(|e| malformed(&e))?;
             limits.check_key(effect.key())?;
             if let Effect::Put { content_type, value, .. } = effect {
                 limits.check_value(content_type, value)?;
@@ -259,7 +260,7 @@ mod tests {
 
     #[test]
     fn each_caller_may_say_only_what_it_is_for() {
-        let put = codec::encode(&Effect::Put { key: b"k", content_type: "", value: b"v" });
+        let put = Effect::Put { key: b"k", content_type: "", value: b"v", expires: None }.encode();
         let (hello, get, batch) = (
             message(Kind::Hello, &codec::encode(&hello())),
             message(Kind::Request, &codec::encode(&get())),
@@ -282,9 +283,9 @@ mod tests {
         for payload in [
             vec![],
             vec![9; 40],
-            codec::encode(&Effect::Delete { key: b"" }),
-            codec::encode(&Effect::Delete { key: &[0; 5000] }),
-            codec::encode(&Effect::Put { key: b"k", content_type: "", value: &too_long }),
+            Effect::Delete { key: b"" }.encode(),
+            vec![3, 0, 1, 0, b'k'],
+            Effect::Put { key: b"k", content_type: "", value: &too_long, expires: None }.encode(),
         ] {
             assert!(code(peer(), &message(Kind::Replication, &codec::encode(&batch(payload)))).is_err());
         }
@@ -296,7 +297,7 @@ mod tests {
         append_message(&mut bytes, Kind::Hello, 0, |b| b.extend_from_slice(&[0; MAX_HELLO_BYTES + 1]));
         assert_eq!(code(Role::Stranger, &bytes), Err(ErrorCode::BadFrame));
         assert_eq!(code(Role::Stranger, b"GET / HTTP/1.1\r\n\r\n"), Err(ErrorCode::BadFrame));
-        assert_eq!(code(Role::Stranger, &[0xC5, 0x4B, 2, 0]), Err(ErrorCode::UnsupportedVersion));
+        assert_eq!(code(Role::Stranger, &[0xC5, 0x4B, 99, 0]), Err(ErrorCode::UnsupportedVersion));
         assert_eq!(code(Role::Stranger, &[0xC5]), Ok(false));
     }
 
