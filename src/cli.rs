@@ -33,6 +33,7 @@ const DATA_EXAMPLES: &str = "\
 Examples:
   kv put greeting 'hello there'
   kv put logo - < logo.png
+  kv put session abc --ttl 30m
   kv get logo > copy.png
   kv delete greeting
 

@@ -15,6 +15,7 @@ use std::{
     io::{self, Read},
     os::unix::ffi::{OsStrExt, OsStringExt},
     process::ExitCode,
+    time::Duration,
 };
 
 /// Exit code that says that the key has no value.
@@ -43,6 +44,9 @@ pub(crate) struct PutOptions {
     /// Kept with the value and told to who reads it, as in application/json
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
+    /// How long the value lives, as in 30s, 1h 30m or 500ms; for ever without it
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
     /// Print key and version as a line of JSON
     #[arg(long)]
     json: bool,
@@ -63,7 +67,8 @@ pub(crate) struct DeleteOptions {
 }
 
 pub(crate) async fn get(options: GetOptions) -> anyhow::Result<ExitCode> {
-    let answer = ask(&options.cluster, Method::GET, &options.key, None, Bytes::new()).await?;
+    let path = path(&options.key)?;
+    let answer = Api::new(&options.cluster)?.send(Method::GET, &path, None, Bytes::new()).await?;
     if options.json || !succeeded(&answer)? {
         return told(&options.key, &answer, options.json);
     }
@@ -82,26 +87,27 @@ pub(crate) async fn put(options: PutOptions) -> anyhow::Result<ExitCode> {
         }
     };
     let content_type = options.content_type.as_deref();
-    let answer = ask(&options.cluster, Method::PUT, &options.key, content_type, value).await?;
+    let path = path(&options.key)? + &options.ttl.map(ttl_query).unwrap_or_default();
+    let answer = Api::new(&options.cluster)?.send(Method::PUT, &path, content_type, value).await?;
     told(&options.key, &answer, options.json)
 }
 
 pub(crate) async fn delete(options: DeleteOptions) -> anyhow::Result<ExitCode> {
-    let answer = ask(&options.cluster, Method::DELETE, &options.key, None, Bytes::new()).await?;
+    let path = path(&options.key)?;
+    let answer = Api::new(&options.cluster)?.send(Method::DELETE, &path, None, Bytes::new()).await?;
     told(&options.key, &answer, options.json)
 }
 
-async fn ask(
-    cluster: &ClusterOptions,
-    method: Method,
-    key: &OsStr,
-    content_type: Option<&str>,
-    value: impl Into<Bytes>,
-) -> anyhow::Result<Answer> {
+fn path(key: &OsStr) -> anyhow::Result<String> {
     if key.is_empty() {
         bail!("the key is empty; a key has 1 to 4096 bytes");
     }
-    Api::new(cluster)?.send(method, &key_path(key.as_bytes()), content_type, value).await
+    Ok(key_path(key.as_bytes()))
+}
+
+/// A life as the API takes it, in seconds.
+fn ttl_query(ttl: Duration) -> String {
+    format!("?ttl={}.{:09}", ttl.as_secs(), ttl.subsec_nanos())
 }
 
 /// Tells how it went, as JSON on stdout or, of a missing key, in a sentence on stderr.
@@ -158,6 +164,15 @@ mod tests {
         };
         let headers: HeaderMap = headers.iter().map(header).collect();
         Answer { status, headers, body: Bytes::copy_from_slice(body) }
+    }
+
+    #[test]
+    fn lives_are_seconds() {
+        for (text, query) in
+            [("30s", "?ttl=30.000000000"), ("500ms", "?ttl=0.500000000"), ("1h 1ms", "?ttl=3600.001000000")]
+        {
+            assert_eq!(ttl_query(humantime::parse_duration(text).expect("a time")), query);
+        }
     }
 
     #[test]

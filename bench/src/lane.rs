@@ -184,7 +184,7 @@ impl Lane {
             let (key, value) = (key.as_slice(), self.shared.value.as_slice());
             let operation = match op {
                 Op::Get => Operation::Get { key },
-                Op::Put => Operation::Put { key, value, content_type: "", condition: Condition::Any },
+                Op::Put => Operation::Put { key, value, content_type: "", condition: Condition::Any, ttl_ms: None },
             };
             pipeline.push(slot as u64, &Request { deadline_ms, operation_id: None, operation });
             self.window.sent[slot] = Some(now);

@@ -154,7 +154,7 @@ fn respond<'a>(
             Response::Written { at, version }
         }
         _ => match store.values.get(key) {
-            Some(value) => Response::Value { at, version, content_type: "", value },
+            Some(value) => Response::Value { at, version, expires_in_ms: None, content_type: "", value },
             None => Response::Missing { at },
         },
     }

@@ -7,6 +7,7 @@ use kv_proto::{
     response::{Answered, NodeView, Response},
     stats::NodeStats,
 };
+use std::time::Duration;
 
 /// A key's value, as [`crate::Client::get`] gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Entry {
     pub content_type: String,
     /// Its version.
     pub version: Version,
+    /// How long it lived yet when it was read; `None` is for ever.
+    pub expires_in: Option<Duration>,
     /// Who answered.
     pub at: Answered,
 }
@@ -46,10 +49,11 @@ pub(crate) enum Answer {
 impl From<Response<'_>> for Answer {
     fn from(response: Response<'_>) -> Self {
         match response {
-            Response::Value { at, version, content_type, value } => Answer::Value(Entry {
+            Response::Value { at, version, expires_in_ms, content_type, value } => Answer::Value(Entry {
                 value: Bytes::copy_from_slice(value),
                 content_type: content_type.to_owned(),
                 version,
+                expires_in: expires_in_ms.map(|ms| Duration::from_millis(ms.get())),
                 at,
             }),
             Response::Missing { .. } => Answer::Missing,

@@ -13,13 +13,15 @@ use kv_proto::{
     cluster_map::ClusterMap,
     error_code::{ErrorCode, Outcome},
     ids::{ExecutorIndex, NodeId},
-    limits::{HIGHEST_MAX_VALUE_BYTES, Limits},
+    limits::{HIGHEST_MAX_VALUE_BYTES, Limits, MAX_TTL_MS},
     request::{Condition, Operation},
     stats::NodeStats,
 };
 use std::{
     collections::HashMap,
+    num::NonZeroU64,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 use tokio::time::{Instant, sleep};
 
@@ -42,6 +44,9 @@ pub struct PutOptions<'a> {
     pub content_type: &'a str,
     /// When to write.
     pub condition: Condition,
+    /// How long the value lives from when its leader decides the write; `None` is for ever. Counted in milliseconds,
+    /// begun ones in full; at least one, at most ten years ([`MAX_TTL_MS`]).
+    pub ttl: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -94,8 +99,9 @@ impl Client {
     /// # Errors
     /// As [`Client::put`]; [`Error::ConditionFailed`] when the condition does not hold.
     pub async fn put_with(&self, key: &[u8], value: &[u8], options: PutOptions<'_>) -> Result<Written, Error> {
-        let PutOptions { content_type, condition } = options;
-        match self.inner.execute(key, Operation::Put { key, value, content_type, condition }).await? {
+        let PutOptions { content_type, condition, ttl } = options;
+        let ttl_ms = ttl.map(ttl_ms);
+        match self.inner.execute(key, Operation::Put { key, value, content_type, condition, ttl_ms }).await? {
             Answer::Written(written) => Ok(written),
             other => Err(not_an_answer(LEADER.to_owned(), &other, Outcome::Unknown)),
         }
@@ -265,6 +271,12 @@ fn check(limits: Limits, operation: Operation<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// A life as it travels.
+fn ttl_ms(ttl: Duration) -> NonZeroU64 {
+    let ms = ttl.as_nanos().div_ceil(1_000_000).clamp(1, MAX_TTL_MS.into());
+    NonZeroU64::new(ms as u64).expect("at least 1")
+}
+
 fn not_an_answer(node: String, answer: &Answer, outcome: Outcome) -> Error {
     let text = match answer {
         Answer::Value(_) => "a value",
@@ -277,4 +289,22 @@ fn not_an_answer(node: String, answer: &Answer, outcome: Outcome) -> Error {
         Answer::Error(_) => "an error",
     };
     Error::Protocol { node, cause: format!("it answered with {text}, which is no answer to the request"), outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lives_are_rounded_up_and_bounded() {
+        for (ttl, ms) in [
+            (Duration::ZERO, 1),
+            (Duration::from_micros(1), 1),
+            (Duration::from_millis(2), 2),
+            (Duration::from_micros(2_001), 3),
+            (Duration::MAX, MAX_TTL_MS),
+        ] {
+            assert_eq!(ttl_ms(ttl).get(), ms, "{ttl:?}");
+        }
+    }
 }

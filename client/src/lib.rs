@@ -10,10 +10,13 @@
 //! assert_eq!((entry.value.as_ref(), entry.version), (b"Ada".as_slice(), written.version));
 //!
 //! // Only if nobody else has written since:
-//! let options = PutOptions { content_type: "text/plain", condition: Condition::Version(written.version) };
+//! let options = PutOptions { condition: Condition::Version(written.version), ..PutOptions::default() };
 //! if let Err(error) = client.put_with(b"user:1", b"Ada Lovelace", options).await {
 //!     eprintln!("{error} ({}): {}; again? {}", error.code(), error.outcome(), error.is_retryable());
 //! }
+//! // Gone by itself after a minute:
+//! let options = PutOptions { ttl: Some(std::time::Duration::from_secs(60)), ..PutOptions::default() };
+//! client.put_with(b"session:1", b"Ada", options).await?;
 //! client.delete(b"user:1").await?;
 //! # Ok(())
 //! # }

@@ -7,6 +7,7 @@ use crate::{
     stats::NodeStats,
 };
 use bincode::{BorrowDecode, Decode, Encode};
+use std::num::NonZeroU64;
 
 /// A response; a value borrows from the buffer that it was received in.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
@@ -17,6 +18,8 @@ pub enum Response<'a> {
         at: Answered,
         /// The value's version.
         version: Version,
+        /// How long it lives yet, in milliseconds; `None` is for ever.
+        expires_in_ms: Option<NonZeroU64>,
         /// Its media type; empty says nothing about it.
         content_type: &'a str,
         /// The value.
@@ -84,14 +87,15 @@ mod tests {
         let response = Response::Value {
             at: Answered { partition: PartitionId(1), epoch: Epoch(2) },
             version: Version { history: HistoryId(3), lsn: Lsn(4) },
+            expires_in_ms: NonZeroU64::new(5),
             content_type: "t",
             value: b"v",
         };
         let hex: String = codec::encode(&response).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "000000000100020000000000000003000000040000000000000001000000000000007401000000000000\
-             0076"
+            "000000000100020000000000000003000000040000000000000001050000000000000001000000000000\
+             0074010000000000000076"
         );
     }
 

@@ -89,8 +89,20 @@ impl<'a> View<'a> {
     }
 
     fn nodes(&self) -> String {
-        let header =
-            ["NODE", "ADDRESS", "SHARD", "LEADS", "FOLLOWS", "REFUSES", "KEYS", "BYTES", "CONNECTIONS", "UP", "STATE"];
+        let header = [
+            "NODE",
+            "ADDRESS",
+            "SHARD",
+            "LEADS",
+            "FOLLOWS",
+            "REFUSES",
+            "KEYS",
+            "BYTES",
+            "MEMORY",
+            "CONNECTIONS",
+            "UP",
+            "STATE",
+        ];
         let rows = self.topology.nodes.iter().map(|report| {
             let node = self.map.node(report.node);
             let address = node.map_or("-".to_owned(), |n| n.address.clone());
@@ -102,14 +114,16 @@ impl<'a> View<'a> {
                 row.extend([count(Role::Leader), count(Role::Follower), count(Role::Refused)]);
                 row.push(stats.replicas.iter().map(|r| r.keys).sum::<u64>().to_string());
                 row.push(bytes_text(stats.replicas.iter().map(|r| r.bytes).sum()));
+                let limit = stats.max_memory_bytes.map(|max| format!(" of {}", bytes_text(max))).unwrap_or_default();
+                row.push(format!("{}{limit}", bytes_text(stats.memory_bytes)));
                 row.extend([stats.connections.to_string(), duration_text(stats.uptime_s), state.to_owned()]);
             } else {
-                row.extend(std::iter::repeat_n("-".to_owned(), 7));
+                row.extend(std::iter::repeat_n("-".to_owned(), 8));
                 row.push("NO ANSWER".to_owned());
             }
             row
         });
-        table(&header, &[0, 1, 10], rows.collect())
+        table(&header, &[0, 1, 11], rows.collect())
     }
 
     fn shards(&self) -> String {
@@ -298,6 +312,7 @@ mod tests {
             applied_lsn: Lsn(applied),
             keys: 10,
             bytes: 1000,
+            memory_bytes: 1000,
             digest: digest.to_owned(),
         }
     }
@@ -329,6 +344,8 @@ mod tests {
             uptime_s: 75,
             connections: 3,
             requests: 99,
+            memory_bytes: 4096,
+            max_memory_bytes: (disk == 1).then_some(1 << 30),
             replicas,
         };
         let leaders = vec![replica(0, Role::Leader, 7, "aa"), replica(1, Role::Leader, 5, "bb")];
@@ -358,9 +375,9 @@ mod tests {
             "\
 cluster 0000000000000000000000000000000c, map version 4, ack durable: 1 shard of 2 replicas, 2 partitions
 
-NODE             ADDRESS         SHARD  LEADS  FOLLOWS  REFUSES  KEYS    BYTES  CONNECTIONS     UP  STATE
-shard0-follower  127.0.0.1:6001      0      0        2        0    20  2.0 KiB            3  1 min  ok
-shard0-leader    127.0.0.1:5001      0      2        0        0    20  2.0 KiB            3  1 min  ok
+NODE             ADDRESS         SHARD  LEADS  FOLLOWS  REFUSES  KEYS    BYTES              MEMORY  CONNECTIONS     UP  STATE
+shard0-follower  127.0.0.1:6001      0      0        2        0    20  2.0 KiB             4.0 KiB            3  1 min  ok
+shard0-leader    127.0.0.1:5001      0      2        0        0    20  2.0 KiB  4.0 KiB of 1.0 GiB            3  1 min  ok
 
 SHARD  LEADERS        PARTITIONS  EPOCHS  COMMITTED  LAG  DIGESTS
     0  shard0-leader           2       1         12    0  2 equal

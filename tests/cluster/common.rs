@@ -241,12 +241,17 @@ impl Cluster {
 
     #[track_caller]
     pub(crate) fn start_in(dir: TempDir, flags: &[&str]) -> Self {
-        Self::start_with(dir, flags, &[])
+        Self::start_as(dir, flags, &[])
     }
 
-    /// With these variables in its environment, and in that of all its processes.
+    /// Starts a cluster whose processes are told more by their environment.
     #[track_caller]
-    pub(crate) fn start_with(dir: TempDir, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_as(tempfile::tempdir().expect("a directory"), flags, environment)
+    }
+
+    #[track_caller]
+    pub(crate) fn start_as(dir: TempDir, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let supervisor = Spawned::start(local(dir.path()).args(flags).envs(environment.iter().copied()));
         let url = supervisor.output.wait_for("the cluster is ready", |l| l.strip_prefix("ready ").map(str::to_owned));

@@ -1,13 +1,16 @@
 //! A node with several executors: the caller reaches the one it asks for, any other passes its requests on, and
 //! nobody's answer waits for another's.
 
-use crate::{binary::Call, common::Cluster};
+use crate::{
+    binary::Call,
+    common::{Cluster, until},
+};
 use kv_proto::{
     ids::{ExecutorIndex, PartitionId},
     request::{Condition, Operation},
     routing::partition_of,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU64};
 
 #[test]
 fn each_executor_answers_for_all_and_is_reached_by_who_asks_for_it() {
@@ -29,7 +32,7 @@ fn each_executor_answers_for_all_and_is_reached_by_who_asks_for_it() {
             .zip(100..)
             .map(|(key, id)| {
                 let (key, value) = (key.as_bytes(), key.as_bytes());
-                (id, Operation::Put { key, value, content_type: "", condition: Condition::Any })
+                (id, Operation::Put { key, value, content_type: "", condition: Condition::Any, ttl_ms: None })
             })
             .collect();
         caller.send(&puts);
@@ -59,10 +62,32 @@ fn answers_come_in_any_order() {
     let cluster = Cluster::start(&["--shards", "1"]);
     let address = cluster.process("shard0-leader").address.expect("a node has an address");
     let (mut caller, _) = Call::client(&address, None);
-    let put = Operation::Put { key: b"a", value: b"1", content_type: "", condition: Condition::Any };
+    let put = Operation::Put { key: b"a", value: b"1", content_type: "", condition: Condition::Any, ttl_ms: None };
     assert_ne!(partition_of(b"a", 64), partition_of(b"b", 64));
     caller.send(&[(1, put), (2, Operation::Get { key: b"b" }), (3, Operation::Ping)]);
     assert_eq!(caller.response(), (2, "missing".to_owned()));
     assert_eq!(caller.response(), (3, "Pong".to_owned()));
     assert_eq!(caller.response(), (1, "written".to_owned()));
+}
+
+/// A read of a value that has expired waits for its delete, on the executor that owns it.
+#[test]
+fn what_has_expired_is_missed_through_every_executor() {
+    let cluster = Cluster::start(&["--shards", "1", "--cores", "2"]);
+    let address = cluster.process("shard0-leader").address.expect("a node has an address");
+    for executor in [0, 1] {
+        let (mut caller, _) = Call::client(&address, Some(executor));
+        let keys: Vec<String> = (0..100).map(|i| format!("key{executor}-{i}")).collect();
+        let keys = || keys.iter().map(String::as_bytes);
+        let ttl_ms = NonZeroU64::new(1);
+        let put = |key| Operation::Put { key, value: key, content_type: "", condition: Condition::Any, ttl_ms };
+        caller.send(&(100..).zip(keys().map(put)).collect::<Vec<_>>());
+        assert!(keys().all(|_| caller.response().1 == "written"));
+        until("all are missing", || {
+            caller.send(&(100..).zip(keys().map(|key| Operation::Get { key })).collect::<Vec<_>>());
+            let answers: Vec<String> = keys().map(|_| caller.response().1).collect();
+            assert!(answers.iter().all(|a| a == "missing" || a.starts_with("key")), "{answers:?}");
+            answers.iter().all(|a| a == "missing").then_some(())
+        });
+    }
 }

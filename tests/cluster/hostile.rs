@@ -90,7 +90,7 @@ fn a_caller_that_does_not_read_costs_bounded_memory_and_gets_all_its_answers() {
     let node = cluster.process("shard0-leader");
     let value = vec![b'v'; 1024 * 1024];
     let (mut slow, _) = Call::client(&address(&node), None);
-    let put = Operation::Put { key: b"key", value: &value, content_type: "", condition: Condition::Any };
+    let put = Operation::Put { key: b"key", value: &value, content_type: "", condition: Condition::Any, ttl_ms: None };
     slow.send(&[(1, put)]);
     assert_eq!(slow.response(), (1, "written".to_owned()));
     let gets: Vec<(u64, Operation)> = (0..ASKED).map(|id| (id, Operation::Get { key: b"key" })).collect();

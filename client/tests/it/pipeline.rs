@@ -28,7 +28,7 @@ async fn a_batch_goes_out_and_its_answers_come_back_by_id() {
     bounded(async {
         let node = FakeNode::start("a", |id, operation| {
             let value = operation.key().expect("a get");
-            answer(id, &Response::Value { at: AT, version: version(id), content_type: "", value })
+            answer(id, &Response::Value { at: AT, version: version(id), expires_in_ms: None, content_type: "", value })
         })
         .await;
         let executor = Some(ExecutorIndex(1));
@@ -61,16 +61,18 @@ async fn a_batch_goes_out_and_its_answers_come_back_by_id() {
 async fn a_flush_of_more_than_all_buffers_hold_does_not_wait_for_ever() {
     bounded(async {
         let node = FakeNode::start("a", |id, operation| match operation {
-            Operation::Put { value, .. } => {
-                answer(id, &Response::Value { at: AT, version: version(1), content_type: "", value })
-            }
+            Operation::Put { value, .. } => answer(
+                id,
+                &Response::Value { at: AT, version: version(1), expires_in_ms: None, content_type: "", value },
+            ),
             _ => Act::Ignore,
         })
         .await;
         let mut pipeline = Pipeline::connect(&address(&node), &options()).await.expect("welcome");
         let value = vec![7; 1024 * 1024];
         for id in 0..32 {
-            let put = Operation::Put { key: b"k", value: &value, content_type: "", condition: Condition::Any };
+            let put =
+                Operation::Put { key: b"k", value: &value, content_type: "", condition: Condition::Any, ttl_ms: None };
             pipeline.push(id, &Request { deadline_ms: 60_000, operation_id: None, operation: put });
         }
         pipeline.flush().await.expect("sent");

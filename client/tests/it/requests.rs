@@ -20,9 +20,16 @@ use std::sync::{
 async fn every_operation_gets_its_answer() {
     bounded(async {
         let node = FakeNode::start("a", |id, operation| match operation {
-            Operation::Get { key: b"there" } => {
-                answer(id, &Response::Value { at: AT, version: version(3), content_type: "text/plain", value: b"v" })
-            }
+            Operation::Get { key: b"there" } => answer(
+                id,
+                &Response::Value {
+                    at: AT,
+                    version: version(3),
+                    expires_in_ms: None,
+                    content_type: "text/plain",
+                    value: b"v",
+                },
+            ),
             Operation::Put { key: b"there", condition: Condition::Absent, .. } => {
                 answer(id, &Response::ConditionFailed { at: AT, current: Some(version(3)) })
             }
@@ -52,7 +59,16 @@ async fn every_operation_gets_its_answer() {
 
 fn stats(node: &str) -> NodeStats {
     let node = NodeId::new(node).expect("valid");
-    NodeStats { node, disk: DiskId(1), uptime_s: 1, connections: 1, requests: 1, replicas: Vec::new() }
+    NodeStats {
+        node,
+        disk: DiskId(1),
+        uptime_s: 1,
+        connections: 1,
+        requests: 1,
+        memory_bytes: 1,
+        max_memory_bytes: None,
+        replicas: Vec::new(),
+    }
 }
 
 #[tokio::test]
@@ -68,7 +84,16 @@ async fn many_callers_share_one_connection_and_answers_come_in_any_order() {
                 return Act::Ignore;
             }
             let answers = held.drain(..).rev().map(|(id, key)| {
-                match answer(id, &Response::Value { at: AT, version: version(1), content_type: "", value: &key }) {
+                match answer(
+                    id,
+                    &Response::Value {
+                        at: AT,
+                        version: version(1),
+                        expires_in_ms: None,
+                        content_type: "",
+                        value: &key,
+                    },
+                ) {
                     Act::Send(bytes) => bytes,
                     Act::Ignore | Act::Cut => unreachable!("answers are sent"),
                 }

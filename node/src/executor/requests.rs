@@ -25,7 +25,7 @@ use kv_replication::{
     clock::Instant64,
     replica::{Outcome, Refusal},
 };
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 /// How many requests of an executor may wait for an answer.
 const MAX_WAITING: usize = 256 * 1024;
@@ -343,7 +343,9 @@ fn got<'a>(partition: &Partition, id: PartitionId, read: &Read<'a>) -> Response<
     match read {
         Read::Value(entry) => {
             let version = partition.version(entry.lsn);
-            Response::Value { at, version, content_type: entry.content_type, value: entry.value }
+            let left = |e: Expiry| NonZeroU64::new(e.ms().saturating_sub(clock::wall_ms()).max(1));
+            let expires_in_ms = entry.expires.and_then(left);
+            Response::Value { at, version, expires_in_ms, content_type: entry.content_type, value: entry.value }
         }
         Read::Missing => Response::Missing { at },
         Read::Expired => unreachable!("what has expired is read again"),

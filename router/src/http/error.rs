@@ -5,6 +5,7 @@
 //! | the request cannot be carried out as it is | 400, 404, 405, 408, 413, 414, 415, 431 | `not_applied` |
 //! | its condition does not hold | 412 | `not_applied` |
 //! | more is asked than can be held | 429 with `Retry-After` | `not_applied` |
+//! | a node has no room for it | 507 | `not_applied` |
 //! | nobody can serve it now | 503 with `Retry-After` | `not_applied` |
 //! | the cluster broke its own rules | 502 | as it is |
 //! | a write was proposed, and its answer was lost or late | 504 | `unknown` |
@@ -179,6 +180,9 @@ impl From<ClientError> for ApiError {
             (Outcome::NotApplied, Some(ErrorCode::Overloaded | ErrorCode::TooManyConnections)) => {
                 StatusCode::TOO_MANY_REQUESTS
             }
+            (Outcome::NotApplied, Some(ErrorCode::MemoryFull | ErrorCode::DiskFull)) => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             (Outcome::NotApplied, None) if matches!(error, ClientError::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
             (Outcome::NotApplied, _) if retryable => StatusCode::SERVICE_UNAVAILABLE,
             (Outcome::NotApplied, _) => StatusCode::BAD_GATEWAY,
@@ -213,6 +217,7 @@ impl From<AddressError> for ApiError {
             AddressError::BadEscape(_) => "bad_percent_encoding",
             AddressError::NotUtf8(_) => "key_not_utf8",
             AddressError::Repeated(_) => "key_repeated",
+            AddressError::BadTtl(_) => "bad_ttl",
         };
         ApiError::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }
@@ -273,6 +278,8 @@ mod tests {
                 false,
             ),
             (wire(ErrorCode::OutcomeUnknown), 504, "outcome_unknown", false),
+            (wire(ErrorCode::MemoryFull), 507, "memory_full", false),
+            (wire(ErrorCode::DiskFull), 507, "disk_full", false),
             (wire(ErrorCode::Malformed), 502, "malformed", false),
             (ClientError::UnknownNode { node: id }, 502, "unknown_node", false),
         ] {

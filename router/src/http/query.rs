@@ -1,6 +1,8 @@
-//! Keys from addresses: strict percent-decoding, so that a key is taken as it was meant or refused with a reason.
+//! Keys and lives from addresses: strict percent-decoding, so that each is taken as it was meant or refused with a
+//! reason.
 
-use std::borrow::Cow;
+use kv_proto::limits::MAX_TTL_MS;
+use std::{borrow::Cow, time::Duration};
 
 /// Why an address has no key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,22 +16,58 @@ pub(super) enum AddressError {
     /// More than one key.
     #[error("the query names the key {0} times; it takes one key=…")]
     Repeated(usize),
+    /// A life that is none.
+    #[error(
+        "ttl={0} is no time to live: give seconds from 0.001 to {max} (ten years), as in ttl=60 or ttl=0.5, and once",
+        max = MAX_TTL_MS / 1000
+    )]
+    BadTtl(String),
 }
 
 /// The `key` of a query, decoded; `None` if it has none. In a query, `+` is a space. Other parameters are passed over.
 pub(super) fn key_of_query(query: &str) -> Result<Option<String>, AddressError> {
-    let mut keys = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if text(name, "name of a parameter")? == "key" {
-            keys.push(value);
-        }
-    }
+    let keys = values_of(query, "key")?;
     match keys[..] {
         [] => Ok(None),
         [key] => text(key, "key").map(Some),
         _ => Err(AddressError::Repeated(keys.len())),
     }
+}
+
+/// The `ttl` of a query; `None` if it has none. Other parameters are passed over.
+pub(super) fn ttl_of_query(query: &str) -> Result<Option<Duration>, AddressError> {
+    match values_of(query, "ttl")?[..] {
+        [] => Ok(None),
+        [ttl] => {
+            let ttl = text(ttl, "ttl")?;
+            seconds(&ttl).map(Some).ok_or(AddressError::BadTtl(ttl))
+        }
+        [first, ..] => Err(AddressError::BadTtl(first.to_owned())),
+    }
+}
+
+/// Seconds with or without decimals, within the bounds of a life.
+fn seconds(text: &str) -> Option<Duration> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if !is_number(whole) || !is_number(decimals) {
+        return None;
+    }
+    let nanoseconds = format!("{decimals:0<9}")[..9].parse().ok()?;
+    let ttl = Duration::new(whole.parse().ok()?, nanoseconds);
+    (Duration::from_millis(1)..=Duration::from_millis(MAX_TTL_MS)).contains(&ttl).then_some(ttl)
+}
+
+/// The values of a parameter, as they were sent.
+fn values_of<'a>(query: &'a str, wanted: &str) -> Result<Vec<&'a str>, AddressError> {
+    let mut values = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if text(name, "name of a parameter")? == wanted {
+            values.push(value);
+        }
+    }
+    Ok(values)
 }
 
 fn text(encoded: &str, what: &'static str) -> Result<String, AddressError> {
@@ -104,6 +142,49 @@ mod tests {
         ] {
             assert_eq!(key_of_query(query), expected.map(|k| k.map(str::to_string)), "{query}");
         }
+    }
+
+    #[test]
+    fn lives() {
+        for (query, ms) in [
+            ("", None),
+            ("other=1", None),
+            ("ttl=1", Some(1000)),
+            ("ttl=0.5&x", Some(500)),
+            ("a=b&%74tl=0%2E001", Some(1)),
+            ("ttl=007.25", Some(7250)),
+            ("ttl=315360000", Some(MAX_TTL_MS)),
+        ] {
+            assert_eq!(ttl_of_query(query), Ok(ms.map(Duration::from_millis)), "{query}");
+        }
+        assert_eq!(ttl_of_query("ttl=1.0015"), Ok(Some(Duration::from_micros(1_001_500))));
+        assert_eq!(ttl_of_query("ttl=1.0000000009"), Ok(Some(Duration::from_secs(1))));
+        for ttl in [
+            "",
+            "0",
+            "0.0",
+            "0.0009",
+            "-1",
+            "+1",
+            "1.",
+            ".5",
+            "1e3",
+            "1s",
+            "inf",
+            "NaN",
+            "1,5",
+            "1 ",
+            "0x1",
+            "315360000.001",
+            "99999999999999999999999",
+            "1&ttl=1",
+            "٣",
+        ] {
+            let refused = ttl_of_query(&format!("ttl={ttl}"));
+            assert!(matches!(refused, Err(AddressError::BadTtl(_))), "{ttl}: {refused:?}");
+        }
+        let told = ttl_of_query("ttl=never").expect_err("no number").to_string();
+        assert!(told.starts_with("ttl=never is no time to live: give seconds from 0.001 to 315360000"), "{told}");
     }
 
     proptest! {

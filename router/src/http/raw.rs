@@ -1,4 +1,4 @@
-//! `/v1/kv/KEY`: values as raw bytes, with content type, ETag and conditions; errors as RFC 9457 has them.
+//! `/v1/kv/KEY`: values as raw bytes, with content type, ETag, conditions and `?ttl=SECONDS`; errors as RFC 9457 has them.
 //!
 //! The key is all of the path behind `/v1/kv/`, percent-decoded: any bytes, slashes included. A `+` is a plus.
 
@@ -12,13 +12,16 @@ use super::{
 use hyper::{
     Method, Request, StatusCode,
     body::Incoming,
-    header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue},
+    header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue},
 };
 use kv_client::{PutOptions, Written};
 use kv_proto::{ids::Version, request::Condition, response::Answered};
 
 /// A stored page may be looked at, but is a stranger to this API: its scripts must not run with what is allowed here.
 const NO_SCRIPTS: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'");
+
+/// Seconds that the value lives yet.
+const EXPIRES_IN: HeaderName = HeaderName::from_static("kv-expires-in");
 
 impl Inner {
     pub(super) async fn value(&self, key: &str, request: Request<Incoming>) -> Result<Reply, ApiError> {
@@ -50,12 +53,17 @@ impl Inner {
             }
         };
         insert_version(reply.headers_mut(), entry.version, entry.at);
+        if let Some(left) = entry.expires_in {
+            let seconds = HeaderValue::try_from(format!("{:.3}", left.as_secs_f64()));
+            reply.headers_mut().insert(EXPIRES_IN, seconds.expect("digits are a header value"));
+        }
         reply.headers_mut().insert(CONTENT_SECURITY_POLICY, NO_SCRIPTS);
         Ok(reply)
     }
 
     async fn put_value(&self, key: Vec<u8>, request: Request<Incoming>) -> Result<Reply, ApiError> {
         let condition = write_condition(request.headers())?;
+        let ttl = query::ttl_of_query(request.uri().query().unwrap_or_default())?;
         let content_type = match request.headers().get(CONTENT_TYPE).map(HeaderValue::to_str) {
             None | Some(Ok("")) => value::BYTES.to_string(),
             Some(Ok(content_type)) => content_type.to_string(),
@@ -68,7 +76,7 @@ impl Inner {
         let (body, held) = self.read_body(request, self.limits.max_value_bytes as usize).await?;
         let client = self.client.clone();
         let written = finish(held, async move {
-            client.put_with(&key, &body, PutOptions { content_type: &content_type, condition }).await
+            client.put_with(&key, &body, PutOptions { content_type: &content_type, condition, ttl }).await
         });
         Ok(written_reply(written.await?))
     }

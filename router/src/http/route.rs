@@ -11,6 +11,7 @@ POST|PUT /put             body {\"key\": \"…\", \"value\": any JSON}
 GET|POST /get?key=KEY     the value as JSON; POST takes {\"key\": \"…\"} as well
 DELETE   /delete?key=KEY  (also GET, unless the router was told otherwise)
 PUT|GET|HEAD|DELETE /v1/kv/KEY   raw bytes, Content-Type kept; ETag, If-Match, If-None-Match
+PUT /v1/kv/KEY?ttl=SECONDS       the value is gone by itself after that time, as in ttl=60 or ttl=0.5
 GET /v1/topology          the cluster map and how its nodes are, as JSON
 GET /readyz               200 when every partition takes writes
 GET /healthz              200 while the router runs

@@ -137,6 +137,7 @@ mod tests {
             applied_lsn: Lsn(0),
             keys: 0,
             bytes: 0,
+            memory_bytes: 0,
             digest: "0".repeat(16),
         };
         NodeStats {
@@ -145,6 +146,8 @@ mod tests {
             uptime_s: 1,
             connections: 1,
             requests: 1,
+            memory_bytes: 0,
+            max_memory_bytes: None,
             replicas: vec![replica(0), replica(1)],
         }
     }

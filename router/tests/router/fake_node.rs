@@ -16,6 +16,7 @@ use kv_proto::{
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    num::NonZeroU64,
     sync::{Arc, Mutex},
 };
 use tokio::{
@@ -47,6 +48,7 @@ pub(crate) struct FakeNode {
 struct Table {
     last: u64,
     values: HashMap<Vec<u8>, (Vec<u8>, String, Version)>,
+    lives: HashMap<Vec<u8>, Option<NonZeroU64>>,
     trouble: Option<String>,
 }
 
@@ -91,6 +93,11 @@ impl FakeNode {
 
     pub(crate) fn has(&self, key: &[u8]) -> bool {
         self.table.lock().expect("no panic").values.contains_key(key)
+    }
+
+    /// The life that the last write of a key gave it.
+    pub(crate) fn ttl_ms(&self, key: &[u8]) -> Option<u64> {
+        self.table.lock().expect("no panic").lives[key].map(NonZeroU64::get)
     }
 
     pub(crate) fn set_trouble(&self, trouble: Option<&str>) {
@@ -161,7 +168,8 @@ impl FakeNode {
         match *operation {
             Operation::Get { .. } => match table.values.get(key) {
                 Some((value, content_type, version)) => {
-                    send(&Response::Value { at, version: *version, content_type, value });
+                    let expires_in_ms = table.lives[key];
+                    send(&Response::Value { at, version: *version, expires_in_ms, content_type, value });
                 }
                 None => send(&Response::Missing { at }),
             },
@@ -172,7 +180,8 @@ impl FakeNode {
             Operation::Put { .. } | Operation::Delete { .. } => {
                 table.last += 1;
                 let version = Version { history: HistoryId(0), lsn: Lsn(table.last) };
-                if let Operation::Put { value, content_type, .. } = *operation {
+                if let Operation::Put { value, content_type, ttl_ms, .. } = *operation {
+                    table.lives.insert(key.to_vec(), ttl_ms);
                     table.values.insert(key.to_vec(), (value.to_vec(), content_type.to_string(), version));
                 } else {
                     table.values.remove(key);
@@ -213,6 +222,7 @@ fn stats(trouble: Option<String>) -> NodeStats {
         applied_lsn: Lsn(0),
         keys: 0,
         bytes: 0,
+        memory_bytes: 0,
         digest: "0".repeat(16),
     };
     NodeStats {
@@ -221,6 +231,8 @@ fn stats(trouble: Option<String>) -> NodeStats {
         uptime_s: 0,
         connections: 1,
         requests: 0,
+        memory_bytes: 0,
+        max_memory_bytes: None,
         replicas: (0..PARTITIONS).map(replica).collect(),
     }
 }

@@ -116,6 +116,11 @@ async fn errors_are_problems() {
         ("PUT /v1/kv/error:overloaded", none, 1, 429, "overloaded"),
         ("PUT /v1/kv/error:not_ready", none, 1, 503, "not_ready"),
         ("PUT /v1/kv/error:outcome_unknown", none, 1, 504, "outcome_unknown"),
+        ("PUT /v1/kv/error:memory_full", none, 1, 507, "memory_full"),
+        ("PUT /v1/kv/error:disk_full", none, 1, 507, "disk_full"),
+        ("PUT /v1/kv/a?ttl=soon", none, 1, 400, "bad_ttl"),
+        ("PUT /v1/kv/a?ttl=0", none, 1, 400, "bad_ttl"),
+        ("PUT /v1/kv/a?ttl=1&ttl=2", none, 1, 400, "bad_ttl"),
     ] {
         let got = cluster.ask(request, &[header], &vec![0; body]).await;
         let json = got.json();
@@ -138,4 +143,23 @@ async fn a_value_at_the_limit_passes_and_comes_back() {
     let mut http = cluster.http().await;
     assert_eq!(http.ask("PUT /v1/kv/large", &[], &value).await.status, 204);
     assert!(http.ask("GET /v1/kv/large", &[], b"").await.body == value);
+}
+
+#[tokio::test]
+async fn a_life_goes_to_the_node_in_milliseconds() {
+    let cluster = Cluster::start().await;
+    let mut http = cluster.http().await;
+    for (query, ttl_ms, left) in [
+        ("", None, ""),
+        ("?ttl=60", Some(60_000), "60.000"),
+        ("?x=1&ttl=0.5", Some(500), "0.500"),
+        ("?ttl=0.0011", Some(2), "0.002"),
+    ] {
+        assert_eq!(http.ask(&format!("PUT /v1/kv/a{query}"), &[], b"v").await.status, 204, "{query}");
+        assert_eq!(cluster.node.ttl_ms(b"a"), ttl_ms, "{query}");
+        assert_eq!(http.ask("GET /v1/kv/a", &[], b"").await.header("kv-expires-in"), left, "{query}");
+    }
+    http.ask("PUT /v1/kv/a?ttl=60", &[], b"v").await;
+    http.ask("POST /put?ttl=60", &[], br#"{"key":"a","value":1}"#).await;
+    assert_eq!(cluster.node.ttl_ms(b"a"), None, "the documented addresses know no life");
 }
