@@ -29,6 +29,12 @@ pub(crate) fn abort_on_panic() {
     }));
 }
 
+/// Ends the process.
+pub(crate) fn end(why: &str) -> ! {
+    tracing::error!("{why}: the process ends");
+    abort()
+}
+
 /// A counter that an executor moves to show that it makes progress.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Heartbeat(Arc<AtomicU64>);

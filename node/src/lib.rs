@@ -15,29 +15,30 @@ mod byte_size;
 mod clock;
 mod executor;
 mod fatal;
+mod kept;
 mod mailbox;
 mod options;
 mod partition;
 mod pending;
 pub mod probe;
 mod process;
+mod storage;
 mod transport;
-mod wal;
 
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use options::{NodeOptions, Pin, PreferredRole};
+pub use storage::{DataDirError, RestoreError};
 
 use executor::{Mail, Memory, Shared};
 use fatal::Heartbeat;
 use glommio::{LocalExecutorBuilder, Placement};
 use kv_proto::ids::{DiskId, ExecutorIndex, Member};
 use std::{
-    fs,
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
     sync::{Arc, atomic::AtomicUsize},
 };
+use storage::{DataDir, Storage};
 
 /// Submission queue entries of an executor's ring.
 const RING_DEPTH: usize = 1024;
@@ -62,15 +63,11 @@ pub enum Error {
         source: io::Error,
     },
     /// The node has nowhere to keep its data.
-    #[error(
-        "cannot use the data folder {dir}, which must be a folder that this user may write; choose another by --data-dir"
-    )]
-    DataDir {
-        /// The folder.
-        dir: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// What it keeps cannot be read.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The kernel refused something else.
     #[error("cannot {what}")]
     Io {
@@ -108,30 +105,35 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         process::listen(options.listen).map_err(|source| Error::Listen { address: options.listen, source })?;
     let bound = listener.local_addr().map_err(io_error("ask for the own address"))?;
     let settings = options.settings(bound).map_err(Error::Options)?;
-    let dir = settings.storage.dir.clone();
-    let data = dir.display().to_string();
-    fs::create_dir_all(&dir).map_err(|source| Error::DataDir { dir, source })?;
-    let disk = DiskId(u128::from_le_bytes(process::random_bytes().map_err(io_error("read random bytes"))?));
+    let random = || process::random_bytes().map(u128::from_le_bytes).map_err(io_error("read random bytes"));
+    let dir = DataDir::open(&settings.storage.dir, options.id, DiskId(random()?))?;
+    if dir.is_new() {
+        tracing::info!(dir = %settings.storage.dir.display(), disk = %dir.file().disk, "a new data folder was made");
+    }
 
     let (mail, receivers): (Vec<_>, Vec<_>) = (0..executors).map(|_| mailbox::mailbox()).unzip();
+    let storage = Storage::open(settings.storage.clone(), dir, options.cores, mail.clone())?;
     let shared = Arc::new(Shared {
-        me: Member { node: options.id, disk },
+        me: Member { node: options.id, disk: storage.identity.disk },
         settings,
         mail: mail.clone(),
         heartbeats: (0..executors).map(|_| Heartbeat::default()).collect(),
         connections: AtomicUsize::new(0),
         memory: Memory::default(),
+        storage,
+        proposals: random()? as u64,
         started: clock::now(),
     });
     let mut threads = Vec::new();
     for (index, (mail, cpu)) in receivers.into_iter().zip(cpus).enumerate() {
         let listener = listener.try_clone().map_err(io_error("share the listening socket"))?;
         let shared = shared.clone();
+        let stream = executor::start_stream(&shared, ExecutorIndex(index as u16)).map_err(io_error("start a log"))?;
         let thread = LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
             .name(&format!("executor-{index}"))
             .ring_depth(RING_DEPTH)
             .io_memory(IO_MEMORY_BYTES)
-            .spawn(move || executor::run(ExecutorIndex(index as u16), shared, listener.into(), mail))
+            .spawn(move || executor::run(ExecutorIndex(index as u16), shared, stream, listener.into(), mail))
             .map_err(|e| Error::Executor { index, reason: e.to_string() })?;
         threads.push(thread);
     }
@@ -140,10 +142,11 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         .map_err(io_error("watch for signals"))?;
     println!("listening {bound}");
     io::stdout().flush().map_err(io_error("write to standard output"))?;
-    tracing::info!(address = %bound, executors, disk = %shared.me.disk, data = %data, "node is up");
+    tracing::info!(address = %bound, executors, disk = %shared.me.disk, data = %shared.settings.storage.dir.display(), "node is up");
     for (index, thread) in threads.into_iter().enumerate() {
         thread.join().map_err(|e| Error::Executor { index, reason: e.to_string() })?;
     }
+    shared.storage.close()?;
     tracing::info!("node has stopped");
     Ok(())
 }

@@ -9,19 +9,26 @@
 //! the next leader may be behind: so nobody is told before a record says it too. Whoever finds an expired entry proposes
 //! its delete, and is answered when that is committed.
 
-use crate::pending::{Current, Pending};
+use crate::{
+    kept::Kept,
+    pending::{Current, Pending},
+};
 use kv_proto::{
+    cluster_map::Configuration,
     effect::Effect,
-    ids::{HistoryId, Lsn, OperationId, Version},
-    replication::Record,
+    ids::{HistoryId, Lsn, Member, OperationId, PartitionId, Version},
+    replication::{Position, Record},
     request::Condition,
     stats::ReplicaStats,
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Actions, Event, Refusal, Replica, Token},
+    replica::{self, Actions, Event, Refusal, Replica, Token},
 };
-use kv_storage::table::{Entry, Table};
+use kv_storage::{
+    recovery,
+    table::{Entry, Table, Walk},
+};
 use std::sync::Arc;
 
 /// A partition's replica and what it holds.
@@ -29,6 +36,9 @@ pub(crate) struct Partition {
     pub(crate) replica: Replica,
     /// Whether it waits for its turn to send to its followers.
     pub(crate) queued: bool,
+    /// What the log has of it.
+    pub(crate) kept: Kept,
+    applied: Position,
     table: Table,
     pending: Pending,
 }
@@ -56,8 +66,47 @@ pub(crate) enum Decision {
 }
 
 impl Partition {
-    pub(crate) fn new(replica: Replica) -> Self {
-        Partition { replica, queued: false, table: Table::default(), pending: Pending::default() }
+    /// A partition with what was restored of it.
+    pub(crate) fn new(
+        id: PartitionId,
+        me: Member,
+        configuration: Configuration,
+        restored: recovery::Partition,
+        options: replica::Options,
+        now: Instant64,
+        out: &mut Actions,
+    ) -> Self {
+        let recovery::Partition { table, restored, released, index } = restored;
+        let applied = restored.applied;
+        let last = restored.tail.last().map_or(applied, |record| record.position);
+        let kept = Kept::new(released, last.lsn, index);
+        let replica = Replica::new(id, me, configuration, restored, options, now, out);
+        Partition { replica, queued: false, kept, applied, table, pending: Pending::default() }
+    }
+
+    /// The last record that is in the table.
+    pub(crate) fn applied(&self) -> Position {
+        self.applied
+    }
+
+    /// Bytes of keys and values in the table.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.table.bytes()
+    }
+
+    /// How many keys have a value.
+    pub(crate) fn keys(&self) -> u64 {
+        self.table.keys()
+    }
+
+    /// Equal tables have equal digests.
+    pub(crate) fn digest(&self) -> u64 {
+        self.table.digest()
+    }
+
+    /// Walks a slice of the table; whether it was the last.
+    pub(crate) fn walk(&self, walk: &mut Walk, max_bytes: usize, visit: &mut impl FnMut(&[u8], Entry<'_>)) -> bool {
+        walk.next_chunk(&self.table, max_bytes, visit)
     }
 
     /// The version that an LSN is.
@@ -195,6 +244,7 @@ impl Partition {
             }
             Effect::Delete { key } => self.table.remove(key),
         }
+        self.applied = record.position;
         self.pending.remove(lsn, effect.key());
     }
 
@@ -237,6 +287,7 @@ mod tests {
     struct Alone {
         partition: Partition,
         out: Actions,
+        appended: u64,
         tokens: u64,
         wall_ms: u64,
     }
@@ -245,8 +296,13 @@ mod tests {
         fn new() -> Self {
             let me = Member { node: NodeId::new("n").expect("a name"), disk: DiskId(1) };
             let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader: me, in_sync: vec![] };
-            let replica = Replica::new(PartitionId(0), me, configuration, Options::default(), Instant64(0));
-            Alone { partition: Partition::new(replica), out: Actions::new(), tokens: 0, wall_ms: 1000 }
+            let (mut out, options) = (Actions::new(), Options::default());
+            let nothing = recovery::Partition::default();
+            let id = PartitionId(0);
+            let partition = Partition::new(id, me, configuration, nothing, options, Instant64(0), &mut out);
+            let mut alone = Alone { partition, out, appended: 0, tokens: 0, wall_ms: 1000 };
+            alone.flush();
+            alone
         }
 
         fn write(&mut self, effect: Effect, condition: Condition) -> Decision {
@@ -259,8 +315,9 @@ mod tests {
 
         /// Flushes, applies, and says which tokens were answered.
         fn flush(&mut self) -> Vec<u64> {
-            let lsn = self.partition.replica.prepared().lsn;
-            self.partition.replica.handle(Instant64(0), Event::Flushed { lsn }, &mut self.out);
+            self.appended += self.out.iter().filter(|a| matches!(a, Action::Append(_))).count() as u64;
+            let flushed = Event::Flushed { entries: self.appended };
+            self.partition.replica.handle(Instant64(0), flushed, &mut self.out);
             let mut answered = Vec::new();
             for action in std::mem::take(&mut self.out) {
                 match action {
@@ -269,7 +326,8 @@ mod tests {
                         assert_eq!(outcome, Outcome::Committed);
                         answered.push(token.0);
                     }
-                    Action::Append(_) | Action::Send { .. } => {}
+                    Action::Append(_) => {}
+                    other => panic!("alone there is nobody for {other:?}"),
                 }
             }
             answered

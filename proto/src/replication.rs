@@ -45,6 +45,8 @@ impl Record {
 /// All that one executor has to tell an executor of a peer at one moment, over all partitions that they share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct PeerBatch {
+    /// How many bytes of records the sender's log still has room for; the greatest number while its disk is not full.
+    pub room: u64,
     /// In the order in which they were said.
     pub messages: Vec<PeerMessage>,
 }
@@ -130,11 +132,11 @@ mod tests {
             },
         };
         assert!(codec::encode(&record).len() <= record.wire_bytes());
-        let bytes = codec::encode(&PeerBatch { messages: vec![message.clone()] });
+        let bytes = codec::encode(&PeerBatch { room: 5, messages: vec![message.clone()] });
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "01000000000000000700010000000000000000000000010000000000000001000000000000000100000000000000010000\
+            "050000000000000001000000000000000700010000000000000000000000010000000000000001000000000000000100000000000000010000\
              000000000001000000000000000200000000000000010300000000000000000000000000000004000000000000000000\
              0000000000000e00000000000000010001000000000000000000 6b76"
                 .replace(' ', "")

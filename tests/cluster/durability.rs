@@ -286,7 +286,7 @@ fn settle(cluster: &Cluster, keys: &mut [Vec<Key>]) {
 }
 
 fn start(dir: TempDir) -> Cluster {
-    Cluster::start_with(dir, &["--restart"], &ENVIRONMENT)
+    Cluster::start_as(dir, &["--restart"], &ENVIRONMENT)
 }
 
 fn number(variable: &str) -> Option<u64> {

@@ -12,7 +12,7 @@ use super::{
 use crate::storage::{CheckpointFile, Job, ReadLog};
 use glommio::timer::sleep;
 use kv_proto::{
-    ids::{Lsn, NodeId, PartitionId},
+    ids::{Lsn, PartitionId},
     replication::{Position, Record},
 };
 use kv_storage::{
@@ -23,7 +23,10 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     rc::Weak,
-    sync::{Arc, atomic::{AtomicUsize, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -237,6 +240,3 @@ impl Executor {
         Some(self.log.sent)
     }
 }
-
-/// Whom a replica reads records for; the task of this file reads for nobody.
-pub(super) type Reader = Option<NodeId>;

@@ -29,6 +29,9 @@ impl Executor {
         if let Some(refused) = self.refuse_to_wait() {
             return Some(refused);
         }
+        if let Err(full) = self.check_log(id, false) {
+            return Some(Response::Error(full));
+        }
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
         let held = partition.replica.held_bytes();
         let actions = &mut self.actions;
@@ -58,6 +61,9 @@ impl Executor {
                 return;
             }
             let id = self.owned[at];
+            if self.check_log(id, false).is_err() {
+                continue;
+            }
             let Some(partition) = self.partitions[usize::from(id.0)].as_deref_mut() else { continue };
             let held = partition.replica.held_bytes();
             self.sweep_again |= partition.sweep(now, wall_ms, SWEEP_ENTRIES, nobody, &mut self.actions);

@@ -10,19 +10,26 @@ use super::{
     Executor,
     requests::{Origin, append_response},
 };
-use crate::clock;
+use crate::{
+    clock,
+    storage::{Gone, ReadLog},
+};
 use kv_proto::{
     cluster_map::ClusterMap,
     codec,
+    control::Proposal,
     error_code::{ErrorCode, WireError},
     hello::Hello,
-    ids::{ExecutorIndex, PartitionId},
+    ids::{ExecutorIndex, Lsn, PartitionId},
+    replication::Record,
     request::Request,
     response::Response,
     stats::{NodeStats, ReplicaStats},
 };
 use kv_replication::clock::Instant64;
+use kv_storage::log::writer::Flushed;
 use std::{
+    collections::BTreeMap,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
@@ -65,6 +72,24 @@ pub(crate) enum Mail {
     Collect(Arc<Collection>),
     /// All have added theirs.
     Collected(Arc<Collection>),
+    /// A batch of the log is on disk.
+    Flushed(Box<Flushed>),
+    /// What was read from the log.
+    LogRead {
+        /// What was asked for.
+        read: ReadLog,
+        /// What was found, by LSN.
+        records: BTreeMap<Lsn, Record>,
+    },
+    /// A checkpoint is published, or has failed.
+    Checkpointed {
+        /// Whether it is published.
+        published: bool,
+    },
+    /// These segments of the log are gone.
+    SegmentsGone(Gone),
+    /// Changes of configurations to ask the controller for.
+    Propose(Vec<Proposal>),
     /// Take nothing new, finish what is under way, and end.
     Stop,
 }
@@ -173,6 +198,14 @@ impl Executor {
             Mail::View(view) => self.handle_view(view),
             Mail::Collect(collection) => self.add_stats(&collection),
             Mail::Collected(collection) => self.answer_stats(&collection),
+            Mail::Flushed(flushed) => self.handle_flushed(&flushed),
+            Mail::LogRead { read, records } => match read.to {
+                Some(to) => self.handle_log_read(&read, to, records),
+                None => self.note_read(records),
+            },
+            Mail::Checkpointed { published } => self.note_checkpoint(published),
+            Mail::SegmentsGone(gone) => self.handle_segments_gone(&gone),
+            Mail::Propose(proposals) => self.send_to_controller(proposals),
             Mail::Stop => self.draining = true,
         }
     }

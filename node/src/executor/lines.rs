@@ -389,6 +389,7 @@ impl Executor {
                     self.reject(key, &WireError::new(ErrorCode::BadFrame, message).into());
                 }
                 Next::Peer(batch) => {
+                    self.handle_room(role, batch.room);
                     for message in batch.messages {
                         self.handle_peer_message(now, key, role, message);
                     }

@@ -49,6 +49,8 @@ struct Peer {
     partitions: BTreeMap<PartitionId, Option<ExecutorIndex>>,
     /// The connections to its executors, and the disk that it had when they were made.
     lines: BTreeMap<ExecutorIndex, (LineKey, DiskId)>,
+    /// Bytes that the logs of its executors have room for, as they last said.
+    room: BTreeMap<ExecutorIndex, u64>,
 }
 
 /// Messages that go out in one frame.
@@ -69,9 +71,19 @@ pub(super) enum LinkTask {
     Wait,
 }
 
+/// Whether it is the leader who says this.
+fn is_leaders(body: &PeerBody) -> bool {
+    match body {
+        PeerBody::Prepare { .. } | PeerBody::Beacon { .. } | PeerBody::Fetch { .. } => true,
+        PeerBody::Report { .. } | PeerBody::Gap { .. } | PeerBody::Tail { .. } => false,
+    }
+}
+
 fn message_bytes(body: &PeerBody) -> usize {
     match body {
-        PeerBody::Prepare { records, .. } => 64 + records.iter().map(Record::wire_bytes).sum::<usize>(),
+        PeerBody::Prepare { records, .. } | PeerBody::Tail { records, .. } => {
+            64 + records.iter().map(Record::wire_bytes).sum::<usize>()
+        }
         _ => 64,
     }
 }
@@ -199,9 +211,9 @@ impl Executor {
     /// Queues what the core of a partition says to its replica at another node. Without a way there it is dropped:
     /// the core repeats itself.
     pub(super) fn send_to_peer(&mut self, id: PartitionId, to: NodeId, body: PeerBody) {
-        let line = match body {
-            PeerBody::Prepare { .. } | PeerBody::Beacon { .. } => self.links.line_to(to, id),
-            PeerBody::Report { .. } | PeerBody::Gap { .. } => self.links.leader_lines.get(&id).copied(),
+        let line = match &body {
+            body if is_leaders(body) => self.links.line_to(to, id),
+            _ => self.links.leader_lines.get(&id).copied(),
         };
         let Some(line) = line else { return };
         let Some(epoch) = self.partition(id).map(|p| p.replica.configuration().epoch) else { return };
@@ -218,7 +230,7 @@ impl Executor {
 
     fn append_batch(&mut self, line: LineKey, batch: Batch) {
         if matches!(self.lines.role(line), Some(Role::PeerIn { .. } | Role::PeerOut { .. })) {
-            let batch = PeerBatch { messages: batch.messages };
+            let batch = PeerBatch { room: self.log_room(), messages: batch.messages };
             self.append_to_line(line, |out| {
                 frame::append_message(out, Kind::Replication, 0, |body| codec::encode_into(body, &batch));
             });
@@ -231,7 +243,7 @@ impl Executor {
         let id = message.partition;
         // Not known yet, or another executor's: whoever says it says it again.
         let Some(configuration) = self.partition(id).map(|p| p.replica.configuration()) else { return };
-        let from_leader = matches!(message.body, PeerBody::Prepare { .. } | PeerBody::Beacon { .. });
+        let from_leader = is_leaders(&message.body);
         let from = match role {
             Role::PeerIn { member } if from_leader && configuration.leader == member => member.node,
             Role::PeerOut { member, .. } if !from_leader && configuration.in_sync.contains(&member) => member.node,
@@ -243,6 +255,24 @@ impl Executor {
         self.give(now, id, Event::Message { from, epoch: message.epoch, body: message.body });
         // A report may say that something has to be sent, or sent again.
         self.touch(id);
+    }
+
+    /// A peer says what room the log of one of its executors has.
+    pub(super) fn handle_room(&mut self, role: Role, room: u64) {
+        if let Role::PeerOut { member, executor } = role
+            && let Some(peer) = self.links.peers.get_mut(&member.node)
+        {
+            peer.room.insert(executor, room);
+        }
+    }
+
+    /// The follower of a partition whose log has the least room, and how much.
+    pub(super) fn fullest_follower(&self, id: PartitionId) -> Option<(NodeId, u64)> {
+        let followers = self.links.peers.iter().filter_map(|(node, peer)| {
+            let executor = (*peer.partitions.get(&id)?)?;
+            Some((*node, *peer.room.get(&executor)?))
+        });
+        followers.min_by_key(|(_, room)| *room)
     }
 
     /// If the partition is led here, it may have something to send to its followers.

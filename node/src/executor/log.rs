@@ -5,7 +5,7 @@
 //! * After `finish`, everything that was appended is on its way.
 //! * A value is taken only when it fits into the logs of all members beside what is reserved.
 
-use super::{Executor, Mail, Shared};
+use super::{Executor, Shared};
 use crate::{
     clock, fatal,
     kept::partitions,
@@ -156,7 +156,8 @@ impl Executor {
         let storage = &self.shared.storage;
         if self.log.unmoved >= LATE_LOOKS {
             let node = self.shared.me.node;
-            let message = format!("the disk of node {node} takes more than 2 s for a batch of its log; nothing was written");
+            let message =
+                format!("the disk of node {node} takes more than 2 s for a batch of its log; nothing was written");
             return Err(WireError::new(ErrorCode::NotReady, message));
         }
         let reserved = if stores { storage.reserved_room() } else { storage.reserved_room() / 4 };
@@ -187,12 +188,12 @@ impl Executor {
         } else {
             partition.kept.index.find(after.max(Lsn(1)), READ_BATCHES)
         };
-        let read = ReadLog { executor: self.index, partition: id, places, to, after };
+        let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };
         self.shared.storage.ask(Job::Read(read));
     }
 
     /// Records were read.
-    pub(super) fn handle_log_read(&mut self, read: &ReadLog, mut records: BTreeMap<Lsn, Record>) {
+    pub(super) fn handle_log_read(&mut self, read: &ReadLog, to: NodeId, mut records: BTreeMap<Lsn, Record>) {
         let Some(partition) = self.partition(read.partition) else { return };
         let released = partition.kept.released;
         let previous = match records.get(&read.after) {
@@ -210,7 +211,7 @@ impl Executor {
             follow.clear();
             Position::default()
         });
-        let (id, to) = (read.partition, read.to);
+        let id = read.partition;
         self.give(clock::now(), id, Event::LogRead { to, previous, records: follow });
         self.touch(id);
     }
@@ -233,10 +234,4 @@ impl Executor {
 pub(crate) fn start_stream(shared: &Arc<Shared>, index: ExecutorIndex) -> std::io::Result<Stream> {
     let mail = shared.mail[usize::from(index.0)].clone();
     shared.storage.start_stream(index, mail)
-}
-
-impl From<Box<Flushed>> for Mail {
-    fn from(flushed: Box<Flushed>) -> Self {
-        Mail::Flushed(flushed)
-    }
 }

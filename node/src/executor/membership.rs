@@ -16,9 +16,10 @@ use glommio::timer::sleep;
 use kv_proto::{
     cluster_map::Node,
     codec,
-    control::{FromController, ToController},
+    control::{Change, FromController, Proposal, ToController},
     frame::{self, Kind},
     hello::{Caller, Hello},
+    ids::{ExecutorIndex, PartitionId},
 };
 use std::{cell::RefCell, rc::Weak, sync::Arc, time::Duration};
 
@@ -40,11 +41,8 @@ pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<S
     };
     let (mut backoff, mut failures, mut told) = (Backoff::default(), 0, String::new());
     loop {
-        let Some((cluster, lost)) =
-            with(&this, |executor| (executor.view.as_ref().map(|v| v.map.cluster), executor.wakes.controller.clone()))
-        else {
-            return;
-        };
+        let Some(lost) = with(&this, |executor| executor.wakes.controller.clone()) else { return };
+        let cluster = shared.storage.cluster();
         let hello = Hello { cluster: None, caller: Caller::Node, executor: None };
         match register(&settings.controller, &hello, &ToController::Register { cluster, node: node.clone() }).await {
             Ok((socket, received)) => {
@@ -96,6 +94,10 @@ impl Executor {
                     tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, an older one, or one without partitions");
                     return;
                 }
+                if let Err(error) = shared.storage.join(map.cluster) {
+                    tracing::error!("{error}");
+                    return;
+                }
                 let view = Arc::new(View::new(map, before.as_deref(), shared.me.node, shared.mail.len()));
                 for mail in shared.mail.iter().skip(1) {
                     mail.send(Mail::View(view.clone()));
@@ -103,7 +105,42 @@ impl Executor {
                 self.handle_view(view);
             }
             FromController::Refused(why) => tracing::error!("the controller refuses: {why}"),
-            FromController::Registered { .. } | FromController::Decided(_) | FromController::Pong => {}
+            FromController::Decided(decided) => {
+                // What was refused is not asked for again in vain: the map that comes with it says why.
+                for why in decided.into_iter().flatten() {
+                    tracing::debug!("the controller refuses a change: {why}");
+                }
+            }
+            FromController::Registered { .. } | FromController::Pong => {}
+        }
+    }
+
+    /// A replica wants its configuration changed; it asks again while nothing happens.
+    pub(super) fn propose(&mut self, partition: PartitionId, change: Change) {
+        let Some(epoch) = self.partition(partition).map(|p| p.replica.configuration().epoch) else { return };
+        let id = u128::from(self.shared.proposals) << 64 | u128::from(partition.0) << 48 | u128::from(epoch.0);
+        self.proposals.push(Proposal { id, partition, epoch, change });
+    }
+
+    /// Sends what was proposed to who has the connection to the controller.
+    pub(super) fn send_proposals(&mut self) {
+        if !self.proposals.is_empty() {
+            let proposals = std::mem::take(&mut self.proposals);
+            if self.index == ExecutorIndex(0) {
+                self.send_to_controller(proposals);
+            } else {
+                self.shared.mail[0].send(Mail::Propose(proposals));
+            }
+        }
+    }
+
+    /// Asks the controller for these changes, if it is there.
+    pub(super) fn send_to_controller(&mut self, proposals: Vec<Proposal>) {
+        if let Some(line) = self.controller {
+            let message = ToController::Propose(proposals);
+            self.append_to_line(line, |out| {
+                frame::append_message(out, Kind::ToController, 0, |body| codec::encode_into(body, &message));
+            });
         }
     }
 

@@ -12,6 +12,7 @@
 //! * `expiry`: entries that have expired
 //! * `memory`: how much of it the node takes
 //! * `forward`: mail to and from the other executors
+//! * `log`, `checkpoint`: what goes to disk, and what keeps that short
 //! * `membership`: registration with the controller, and the map from it
 //! * `tasks`: who waits for what
 //!
@@ -20,10 +21,12 @@
 //!   connection's outbox.
 //! * What waits for an answer is bounded, and is answered by its deadline.
 
+mod checkpoint;
 mod expiry;
 mod forward;
 mod lines;
 mod links;
+mod log;
 mod membership;
 mod memory;
 mod requests;
@@ -31,17 +34,27 @@ mod tasks;
 
 pub(crate) use forward::{Mail, View};
 pub(crate) use lines::LineKey;
+pub(crate) use log::start_stream;
 pub(crate) use memory::Memory;
 pub(crate) use tasks::run;
 
-use crate::{clock, fatal::Heartbeat, mailbox::Sender, options::Settings, partition::Partition, wal::Wal};
+use crate::{
+    clock,
+    fatal::Heartbeat,
+    mailbox::Sender,
+    options::Settings,
+    partition::Partition,
+    storage::{Storage, Stream},
+};
 use kv_proto::{
+    cluster_map::Configuration,
+    control::Proposal,
     ids::{ExecutorIndex, Member, PartitionId},
     stats::Role,
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Action, Actions, Event, Replica, Token},
+    replica::{Action, Actions, Event, Token},
 };
 use lines::Lines;
 use links::Links;
@@ -76,6 +89,10 @@ pub(crate) struct Shared {
     pub(crate) connections: AtomicUsize,
     /// Memory that all executors take.
     pub(crate) memory: Memory,
+    /// What it keeps on its disk.
+    pub(crate) storage: Arc<Storage>,
+    /// A part of the ids of its proposals that no other process has.
+    pub(crate) proposals: u64,
     /// When the node started.
     pub(crate) started: Instant64,
 }
@@ -89,7 +106,10 @@ pub(crate) struct Executor {
     /// The partitions that this executor owns, by their id.
     partitions: Vec<Option<Box<Partition>>>,
     owned: Vec<PartitionId>,
-    wal: Wal,
+    log: log::Log,
+    checkpoints: checkpoint::Checkpoints,
+    /// Proposals of this batch.
+    proposals: Vec<Proposal>,
     lines: Lines,
     links: Links,
     waiting: SlotMap<requests::WaitingKey, Waiting>,
@@ -111,7 +131,7 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    fn new(index: ExecutorIndex, shared: Arc<Shared>) -> Rc<RefCell<Executor>> {
+    fn new(index: ExecutorIndex, shared: Arc<Shared>, stream: Stream) -> Rc<RefCell<Executor>> {
         Rc::new_cyclic(|this: &Weak<RefCell<Executor>>| {
             RefCell::new(Executor {
                 index,
@@ -120,7 +140,9 @@ impl Executor {
                 view: None,
                 partitions: Vec::new(),
                 owned: Vec::new(),
-                wal: Wal::default(),
+                log: log::Log::new(stream),
+                checkpoints: checkpoint::Checkpoints::default(),
+                proposals: Vec::new(),
                 lines: Lines::default(),
                 links: Links::default(),
                 waiting: SlotMap::with_key(),
@@ -147,6 +169,7 @@ impl Executor {
     pub(crate) fn handle_view(&mut self, view: Arc<View>) {
         let now = clock::now();
         let mut refused: Option<(usize, String)> = None;
+        self.log.set_mode(view.map.ack);
         self.partitions.resize_with(view.map.partitions.len(), || None);
         for (id, configuration) in view.map.partitions().filter_map(|(id, p)| Some((id, p.configuration.as_ref()?))) {
             if view.owner(id) != Some(self.index) {
@@ -155,15 +178,11 @@ impl Executor {
             if self.partition(id).is_some() {
                 self.give(now, id, Event::ConfigChanged(configuration.clone()));
             } else {
-                let options = self.shared.settings.replica;
-                let replica = Replica::new(id, self.shared.me, configuration.clone(), options, now);
+                self.add_partition(now, id, configuration.clone());
+                let replica = &self.partitions[usize::from(id.0)].as_ref().expect("it was just added").replica;
                 if let (Role::Refused, Some(why)) = (replica.role(), replica.trouble(now)) {
                     refused = Some((refused.map_or(1, |(count, _)| count + 1), why));
                 }
-                let partition = Box::new(Partition::new(replica));
-                self.count_table(0, partition.memory_bytes());
-                self.partitions[usize::from(id.0)] = Some(partition);
-                self.owned.push(id);
             }
         }
         if let Some((partitions, why)) = refused {
@@ -171,6 +190,27 @@ impl Executor {
         }
         self.view = Some(view);
         self.update_links();
+    }
+
+    /// This executor owns a partition from now on: with what was restored of it, if anything was.
+    fn add_partition(&mut self, now: Instant64, id: PartitionId, configuration: Configuration) {
+        let shared = self.shared.clone();
+        let restored = shared.storage.take_restored(id);
+        if let (Some(configuration), None) = (&restored.restored.configuration, &restored.restored.fault) {
+            let applied = restored.restored.applied;
+            let last = restored.restored.tail.last().map_or(applied, |r| r.position);
+            self.log.gather.adopt(id, configuration, last.lsn, applied.lsn);
+        }
+        let mut actions = std::mem::take(&mut self.actions);
+        let options = shared.settings.replica;
+        let partition = Partition::new(id, shared.me, configuration, restored, options, now, &mut actions);
+        self.actions = actions;
+        self.held_bytes += partition.replica.held_bytes();
+        self.count_table(0, partition.memory_bytes());
+        shared.storage.reserve(partition.table_bytes());
+        self.partitions[usize::from(id.0)] = Some(Box::new(partition));
+        self.owned.push(id);
+        self.carry_out(id);
     }
 
     /// Gives an event to a partition and carries out what follows from it.
@@ -191,10 +231,15 @@ impl Executor {
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Append(record) => {
-                    self.wal.append(id, &record);
+                Action::Append(entry) => {
+                    let partition = self.partition(id).expect("a partition that acts is owned");
+                    partition.kept.handle_append(&entry);
+                    let committed = partition.replica.committed();
+                    self.log.gather.append(id, &entry, committed);
                     self.touch(id);
                 }
+                Action::ReadLog { to, after } => self.read_log(id, to, after),
+                Action::Propose(change) => self.propose(id, change),
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {
                     let partition = self.partition(id).expect("a partition that acts is owned");
@@ -211,16 +256,8 @@ impl Executor {
 
     /// Ends a batch of events: the log is flushed, followers are sent what is new, answers go out.
     fn finish(&mut self) {
-        loop {
-            let flushed = self.wal.take_flushed();
-            if flushed.is_empty() {
-                break;
-            }
-            let now = clock::now();
-            for (partition, lsn) in flushed {
-                self.give(now, partition, Event::Flushed { lsn });
-            }
-        }
+        self.write_log();
+        self.send_proposals();
         self.tell_memory();
         self.send_prepares();
         self.send_output();
@@ -241,6 +278,7 @@ impl Executor {
             self.last_sweep = now;
             self.close_silent_lines(now);
             self.ping_controller();
+            self.watch_log();
         }
         self.finish();
     }

@@ -186,7 +186,8 @@ impl Executor {
         if let Some(refused) = self.refuse_to_wait() {
             return Some(refused);
         }
-        let full = if matches!(effect, Effect::Put { .. }) { self.check_memory().err() } else { None };
+        let stores = matches!(effect, Effect::Put { .. });
+        let full = if stores { self.check_memory() } else { Ok(()) }.and_then(|()| self.check_log(id, stores)).err();
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
         // Who is not the leader has a better answer.
         if let (Some(full), Ok(())) = (full, partition.replica.check_read()) {
@@ -219,9 +220,15 @@ impl Executor {
     pub(super) fn refuse(&self, id: PartitionId, refusal: Refusal) -> WireError {
         let code = match refusal {
             Refusal::NotLeader => ErrorCode::NotLeader,
+            Refusal::NotReady => ErrorCode::NotReady,
             Refusal::FollowerUnreachable(_) => ErrorCode::FollowerUnreachable,
             Refusal::Overloaded => ErrorCode::Overloaded,
         };
+        if refusal == Refusal::NotReady {
+            let trouble = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref());
+            let why = trouble.and_then(|p| p.replica.trouble(clock::now())).unwrap_or_else(|| refusal.to_string());
+            return WireError::new(code, format!("partition {id}: {why}"));
+        }
         let mut error = WireError::new(code, format!("partition {id}: {refusal}"));
         if code == ErrorCode::NotLeader {
             let configuration = self.view.as_ref().and_then(|v| v.map.configuration(id)).cloned();

@@ -1,9 +1,10 @@
 //! The tasks of an executor: each waits for one kind of thing and hands it to the [`Executor`].
 
-use super::{BUSY_TICK, Executor, LineKey, Mail, Shared, links::LinkTask, membership};
+use super::{BUSY_TICK, Executor, LineKey, Mail, Shared, checkpoint::keep_log_short, links::LinkTask, membership};
 use crate::{
     clock,
     mailbox::Receiver,
+    storage::Stream,
     transport::{
         connection::Role,
         dial::{CallError, ask_view, call_peer},
@@ -64,6 +65,7 @@ pub(super) struct Wakes {
     scanner: Wake,
     links: Vec<Wake>,
     pub(super) controller: Wake,
+    pub(super) checkpoints: Wake,
 }
 
 impl Executor {
@@ -125,8 +127,14 @@ pub(super) fn with<T>(executor: &Weak<RefCell<Executor>>, change: impl FnOnce(&m
 }
 
 /// Runs an executor until it is told to stop and what was under way is done.
-pub(crate) async fn run(index: ExecutorIndex, shared: Arc<Shared>, listener: OwnedFd, mail: Receiver<Mail>) {
-    let executor = Executor::new(index, shared.clone());
+pub(crate) async fn run(
+    index: ExecutorIndex,
+    shared: Arc<Shared>,
+    stream: Stream,
+    listener: OwnedFd,
+    mail: Receiver<Mail>,
+) {
+    let executor = Executor::new(index, shared.clone(), stream);
     // SAFETY: the descriptor is owned and passed on; it is a bound and listening TCP socket.
     let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
     let this = Rc::downgrade(&executor);
@@ -134,6 +142,8 @@ pub(crate) async fn run(index: ExecutorIndex, shared: Arc<Shared>, listener: Own
     spawn_next_turn(accept(this.clone(), listener));
     spawn_next_turn(scan(this.clone(), wake));
     spawn_next_turn(tick(this.clone(), shared.clone()));
+    let wake = executor.borrow().wakes.checkpoints.clone();
+    spawn_next_turn(keep_log_short(this.clone(), wake));
     if index == ExecutorIndex(0) {
         spawn_next_turn(membership::keep_registered(this.clone(), shared));
     }
@@ -150,6 +160,7 @@ pub(crate) async fn run(index: ExecutorIndex, shared: Arc<Shared>, listener: Own
             take_mail(&executor, first, &mail);
         }
     }
+    executor.borrow_mut().close_log();
 }
 
 /// Takes in a batch of mail and says how many there were.

@@ -67,7 +67,9 @@ pub enum DataDirError {
         ours: NodeId,
     },
     /// Another version of this program wrote it.
-    #[error("{path} has format {format}, and this version of kv knows only format {FORMAT}: start the node with a newer kv")]
+    #[error(
+        "{path} has format {format}, and this version of kv knows only format {FORMAT}: start the node with a newer kv"
+    )]
     OtherFormat {
         /// The file.
         path: PathBuf,
@@ -92,7 +94,9 @@ fn cure(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "the folder and all in it must belong to the user that runs the node (chown -R), or choose another by --data-dir"
         }
-        io::ErrorKind::ReadOnlyFilesystem => "mount the file system for writing, or choose another folder by --data-dir",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "mount the file system for writing, or choose another folder by --data-dir"
+        }
         io::ErrorKind::StorageFull => "make room on the disk, or choose another folder by --data-dir",
         _ => "choose a folder that can be written by --data-dir",
     }

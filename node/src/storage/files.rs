@@ -27,7 +27,7 @@ use std::{
 
 /// Spare segments that are kept; more are removed.
 const MAX_SPARES: usize = 4;
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The files of a log, shared by its streams.
 #[derive(Debug)]

@@ -16,29 +16,21 @@ mod restore;
 mod stream;
 mod worker;
 
-pub use data_dir::DataDirError;
 pub(crate) use data_dir::DataDir;
+pub use data_dir::DataDirError;
 pub use restore::RestoreError;
 pub(crate) use stream::Stream;
 pub(crate) use worker::{CheckpointFile, Job, ReadLog};
 
 use crate::{executor::Mail, mailbox::Sender, options::StorageSettings};
 use files::SegmentFiles;
-use kv_proto::{
-    cluster_map::AckMode,
-    ids::{ClusterId, ExecutorIndex, Lsn, PartitionId},
-};
+use kv_proto::ids::{ClusterId, ExecutorIndex, Lsn, PartitionId};
 use kv_storage::{
-    log::{
-        SegmentId, StreamId,
-        catalog::Catalog,
-        format::Identity,
-        writer::StreamOptions,
-    },
+    log::{SegmentId, StreamId, catalog::Catalog, format::Identity, writer::StreamOptions},
     recovery,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
@@ -48,7 +40,6 @@ use std::{
 const RESERVED_PART: u64 = 4;
 
 /// What the executors of a node share of its disk.
-#[derive(Debug)]
 pub(crate) struct Storage {
     pub(crate) settings: StorageSettings,
     pub(crate) identity: Identity,
@@ -62,12 +53,6 @@ pub(crate) struct Storage {
     /// What was restored and has no owner yet.
     restored: Mutex<BTreeMap<PartitionId, recovery::Partition>>,
     worker: mpsc::Sender<Job>,
-}
-
-impl std::fmt::Debug for Job {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Job")
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,7 +77,7 @@ impl Storage {
         })?;
         let mut catalog = Catalog::default();
         for (id, partition) in &restored.recovered.partitions {
-            catalog.release(*id, partition.released);
+            catalog.release(*id, partition.released.lsn);
             if partition.restored.fault.is_some() {
                 catalog.hold(*id);
             }
@@ -204,23 +189,22 @@ impl Storage {
         }
     }
 
-    /// What the log and its partitions ask for: the oldest segment, its age, and who of `owned` needs it, if the log has
-    /// grown past what it should or the disk is full.
-    pub(crate) fn overdue(&self, table_bytes: u64, owned: &BTreeSet<PartitionId>) -> Option<(u64, PartitionId, Lsn)> {
+    /// If the log has grown past what it should, or the disk is full: the age of its oldest segment, a partition that needs
+    /// it and is able to do something about it, and up to which record it does.
+    pub(crate) fn overdue(
+        &self,
+        table_bytes: u64,
+        able: impl Fn(PartitionId) -> bool,
+    ) -> Option<(u64, PartitionId, Lsn)> {
         let budget = self.settings.max_log_bytes.max(table_bytes);
         let catalog = self.catalog();
         if catalog.bytes() <= budget && !self.is_full() {
             return None;
         }
         let (age, needed) = catalog.oldest()?;
-        needed.into_iter().find(|(id, _)| owned.contains(id)).map(|(id, last)| (age, id, last))
+        needed.into_iter().find(|(id, _)| able(*id)).map(|(id, last)| (age, id, last))
     }
 }
 
 /// The segments of a stream that are gone.
 pub(crate) type Gone = Arc<Vec<SegmentId>>;
-
-/// What writes wait for, by the map; until there is one, for the disk.
-pub(crate) fn waits_for_disk(mode: AckMode) -> bool {
-    mode == AckMode::Durable
-}

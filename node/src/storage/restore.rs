@@ -115,7 +115,12 @@ pub(super) fn restore(
         let keys: u64 = recovered.partitions.values().map(|p| p.table.keys()).sum();
         let (ms, mib) = (began.elapsed().as_millis() as u64, read >> 20);
         tracing::info!(
-            partitions = recovered.partitions.len(), keys, records, mib, ms, stopped_cleanly = node.clean,
+            partitions = recovered.partitions.len(),
+            keys,
+            records,
+            mib,
+            ms,
+            stopped_cleanly = node.clean,
             "the data are read back"
         );
     }

@@ -4,14 +4,10 @@
 //! # Invariants
 //! * A checkpoint has its name only when all of it is on disk, and the older one of its partition goes only then.
 
-use super::{
-    Gone,
-    data_dir::sync_dir,
-    files::SegmentFiles,
-};
+use super::{Gone, data_dir::sync_dir, files::SegmentFiles};
 use crate::{executor::Mail, mailbox::Sender};
 use kv_proto::{
-    ids::{ExecutorIndex, Lsn, PartitionId},
+    ids::{ExecutorIndex, Lsn, NodeId, PartitionId},
     replication::Record,
 };
 use kv_storage::{
@@ -77,8 +73,10 @@ pub(crate) struct ReadLog {
     pub(crate) partition: PartitionId,
     /// The batches that have them.
     pub(crate) places: Vec<Place>,
-    /// What they are for.
-    pub(crate) purpose: u64,
+    /// The replica that they are for; `None` where they are to be copied forward.
+    pub(crate) to: Option<NodeId>,
+    /// The record before the first that is wanted.
+    pub(crate) after: Lsn,
 }
 
 struct Open {
@@ -165,8 +163,7 @@ impl Worker {
     }
 
     fn tell(&self, checkpoint: &CheckpointFile, published: bool) {
-        let (partition, start) = (checkpoint.partition, checkpoint.start);
-        self.mail[usize::from(checkpoint.executor.0)].send(Mail::Checkpointed { partition, start, published });
+        self.mail[usize::from(checkpoint.executor.0)].send(Mail::Checkpointed { published });
     }
 
     fn write(&mut self, checkpoint: &CheckpointFile, bytes: &[u8]) -> io::Result<()> {

@@ -204,7 +204,7 @@ fn understand<'a>(role: Role, limits: &Limits, message: Message<'a>) -> Result<I
 /// Every record must be one that can be applied: what is in the log is never doubted again.
 fn check_effects(batch: &PeerBatch, limits: &Limits) -> Result<(), WireError> {
     for message in &batch.messages {
-        let PeerBody::Prepare { records, .. } = &message.body else { continue };
+        let (PeerBody::Prepare { records, .. } | PeerBody::Tail { records, .. }) = &message.body else { continue };
         for record in records {
             let effect = Effect::decode(&record.payload).map_err(|e| malformed(&e))?;
             limits.check_key(effect.key())?;
@@ -246,7 +246,7 @@ mod tests {
         let position = Position { epoch: Epoch(1), lsn: Lsn(1) };
         let records = vec![Record { position, operation_id: None, payload: payload.into() }];
         let body = PeerBody::Prepare { previous: Position::default(), committed: Lsn(0), records };
-        PeerBatch { messages: vec![PeerMessage { partition: PartitionId(0), epoch: Epoch(1), body }] }
+        PeerBatch { room: 0, messages: vec![PeerMessage { partition: PartitionId(0), epoch: Epoch(1), body }] }
     }
 
     fn peer() -> Role {

@@ -42,7 +42,7 @@ pub struct Partition {
     /// What its replica goes on with.
     pub restored: Restored,
     /// Records up to here are in a published checkpoint.
-    pub released: Lsn,
+    pub released: Position,
     /// Where its records stand.
     pub index: Index,
 }
@@ -367,6 +367,6 @@ impl Replay {
             (self.table, tail) = (Table::default(), Vec::new());
         }
         let restored = Restored { configuration: self.configuration, applied: self.applied, tail, fault };
-        Partition { table: self.table, restored, released: self.base.lsn, index: self.index }
+        Partition { table: self.table, restored, released: self.base, index: self.index }
     }
 }

@@ -56,6 +56,8 @@ pub struct StreamOptions {
 /// What a batch brought to disk.
 #[derive(Debug, Default)]
 pub struct Flushed {
+    /// How many chunks it had.
+    pub chunks: u64,
     /// By partition: what it was.
     pub parts: Vec<Part>,
     /// By partition: where its records stand.
@@ -185,6 +187,7 @@ impl<M: Media> Writer<M> {
             let from = bytes.len();
             bytes.resize(from + BATCH_HEADER_BYTES, 0);
             let mut entries = 0;
+            flushed.chunks = chunks.len() as u64;
             for chunk in chunks {
                 entries += chunk.entries;
                 bytes.extend_from_slice(&chunk.body);
