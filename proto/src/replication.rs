@@ -119,6 +119,20 @@ pub enum PeerBody {
         /// The last record that it has.
         prepared: Position,
     },
+    /// New leader to the follower that has the greatest last record: what do you have after this one?
+    Fetch {
+        /// The last record that the leader is to keep, as far as it knows.
+        after: Position,
+    },
+    /// Follower to new leader: the answer to a Fetch.
+    Tail {
+        /// The position of the record before the first; what was asked for if it is here, else one before it.
+        previous: Position,
+        /// The records, dense; a part of what follows. None if the log does not reach back so far.
+        records: Vec<Record>,
+        /// The last record that it has.
+        last: Position,
+    },
 }
 
 #[cfg(test)]
@@ -153,6 +167,26 @@ mod tests {
              0000000000001e000000000000000000000001000000000000006b0000000000000000010000000000000076"
         );
         assert_eq!(codec::decode::<PeerBatch>(&bytes).map(|b| b.messages), Ok(vec![message]));
+    }
+
+    #[test]
+    fn golden_bytes_of_what_a_new_leader_asks() {
+        let position = |epoch, lsn| Position { epoch: Epoch(epoch), lsn: Lsn(lsn) };
+        let record = Record { position: position(2, 4), operation_id: None, payload: [0xEE].into() };
+        let cases = [
+            (PeerBody::Fetch { after: position(2, 3) }, "0400000002000000000000000300000000000000"),
+            (
+                PeerBody::Tail { previous: position(1, 3), records: vec![record], last: position(2, 9) },
+                "050000000100000000000000030000000000000001000000000000000200000000000000040000000000000000\
+                 0100000000000000ee02000000000000000900000000000000",
+            ),
+        ];
+        for (body, golden) in cases {
+            let bytes = codec::encode(&body);
+            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(hex, golden);
+            assert_eq!(codec::decode::<PeerBody>(&bytes), Ok(body));
+        }
     }
 
     proptest! {

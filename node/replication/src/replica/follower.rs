@@ -2,62 +2,126 @@
 //!
 //! # Invariants
 //! * A Prepare is taken by the position of the record before it, never by count.
+//! * What a Prepare contradicts is cut, but only above the commit point.
 //! * Nothing is reported as flushed before the log said so.
-//! * A record is applied only when it is known to be committed and is flushed here.
+//! * A record is applied only when it is known to be committed, to be the leader's, and is flushed here.
 
-use super::{Action, Actions, tail::Tail};
+use super::{
+    Action, Actions, Replica, Role,
+    log::Taken,
+    stream::{Report, committed_of, first_of},
+};
+use crate::clock::Instant64;
 use kv_proto::{
-    ids::{Epoch, Lsn},
+    ids::Lsn,
     replication::{PeerBody, Position, Record},
 };
 
-/// What a Prepare led to.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// Records were appended; the answer follows when they are flushed.
-    Appended,
-    /// Everything in it was here already.
-    Nothing,
-    /// What it follows is not here.
-    Gap,
+/// A follower's own state; log and watermarks are the replica's.
+#[derive(Debug)]
+pub(super) struct Follower {
+    /// Up to here the log is the leader's: a Prepare of this epoch said so, or it was committed before.
+    matched: Lsn,
+    /// What the leader asked for and the log is being read for: the records after this.
+    reading: Option<Lsn>,
+    /// Why the leader is not believed.
+    doubt: Option<String>,
 }
 
-/// Appends the records of a Prepare of `epoch` that are not here yet.
-pub(super) fn take_prepare(
-    tail: &mut Tail,
-    epoch: Epoch,
-    previous: Position,
-    records: Vec<Record>,
-    out: &mut Actions,
-) -> Taken {
-    let known = previous.lsn < tail.base().lsn || tail.position_at(previous.lsn) == Some(previous);
-    let follows = |(at, record): (usize, &Record)| {
-        let before = if at == 0 { previous } else { records[at - 1].position };
-        record.position.lsn == before.lsn.next()
-            && (before.epoch..=epoch).contains(&record.position.epoch)
-            && (record.position.lsn != tail.base().lsn || record.position == tail.base())
-    };
-    if !known || !records.iter().enumerate().all(follows) {
-        return Taken::Gap;
+impl Follower {
+    pub(super) fn new(committed: Lsn) -> Self {
+        Follower { matched: committed, reading: None, doubt: None }
     }
-    let mut taken = Taken::Nothing;
-    for record in records {
-        let here = tail.position_at(record.position.lsn);
-        if record.position.lsn <= tail.base().lsn || here == Some(record.position) {
-            continue;
-        }
-        if here.is_some() || record.position.epoch < tail.last().epoch {
-            // Another record stands there or before, which does not go with this one.
-            return Taken::Gap;
-        }
-        out.push(Action::Append(record.clone()));
-        tail.push(record);
-        taken = Taken::Appended;
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.doubt.clone()
     }
-    taken
 }
 
-/// The answer that says what is here.
-pub(super) fn report(tail: &Tail, flushed: Lsn, applied: Lsn) -> PeerBody {
-    PeerBody::Report { prepared: tail.last(), flushed, applied }
+impl Replica {
+    pub(super) fn handle_prepare(
+        &mut self,
+        now: Instant64,
+        previous: Position,
+        committed: Lsn,
+        records: Vec<Record>,
+        out: &mut Actions,
+    ) {
+        let (epoch, match_epochs) = (self.configuration.epoch, self.options.rules.match_epochs);
+        let last = records.last().map_or(previous, |r| r.position).lsn;
+        let taken = self.log.take(epoch, previous, records, self.committed, match_epochs, out);
+        let Role::Follower(follower) = &mut self.role else { return };
+        match taken {
+            Taken::Contradiction(lsn) => {
+                let (me, leader) = (self.me.node, self.configuration.leader.node);
+                follower.doubt = Some(format!("leader {leader} contradicts what is committed on {me} at LSN {lsn}"));
+                return;
+            }
+            Taken::Gap => {
+                let body = PeerBody::Gap { prepared: self.log.last() };
+                out.push(Action::Send { to: self.configuration.leader.node, body });
+                return;
+            }
+            Taken::Appended | Taken::Nothing => {
+                follower.doubt = None;
+                follower.matched = follower.matched.max(last);
+            }
+        }
+        self.follow_commit(committed, out);
+        if taken == Taken::Nothing || !self.options.rules.flush_before_report {
+            self.send_report(now, out);
+        }
+    }
+
+    /// The leader says that everything up to `point` is committed; what is flushed here of its log can be applied.
+    pub(super) fn follow_commit(&mut self, point: Lsn, out: &mut Actions) {
+        let Role::Follower(follower) = &self.role else { return };
+        let point = point.min(self.log.flushed()).min(follower.matched);
+        if point > self.committed {
+            self.commit(point, out);
+            self.log.release(point);
+        }
+    }
+
+    /// Says what is here. The leader may count on it as on a promise to follow no other for a while.
+    pub(super) fn send_report(&mut self, now: Instant64, out: &mut Actions) {
+        let prepared = self.log.last();
+        let flushed = if self.options.rules.flush_before_report { self.log.flushed() } else { prepared.lsn };
+        let Report { prepared, flushed, applied } = Report { prepared, flushed, applied: self.committed };
+        self.last_promise = now;
+        let body = PeerBody::Report { prepared, flushed, applied };
+        out.push(Action::Send { to: self.configuration.leader.node, body });
+    }
+
+    /// A new leader lacks what is here after `after`. If that is not here, what follows the oldest record held may
+    /// tell where the two logs part; if that is younger, the log has to be read.
+    pub(super) fn handle_fetch(&mut self, after: Position, out: &mut Actions) {
+        let to = self.configuration.leader.node;
+        let Role::Follower(follower) = &mut self.role else { return };
+        let (tail, last) = (self.log.tail(), self.log.last());
+        let base = tail.base();
+        let previous = match tail.position_at(after.lsn) {
+            Some(here) if here == after => after,
+            _ if base.lsn <= after.lsn => base,
+            _ if follower.reading.is_some() => return,
+            _ => {
+                follower.reading = Some(after.lsn);
+                out.push(Action::ReadLog { to, after: after.lsn });
+                return;
+            }
+        };
+        let records = first_of(tail.after(previous.lsn), self.options.message_bytes);
+        out.push(Action::Send { to, body: PeerBody::Tail { previous, records, last } });
+    }
+
+    /// The log was read for the leader.
+    pub(super) fn answer_fetch(&mut self, previous: Position, records: Vec<Record>, out: &mut Actions) {
+        let to = self.configuration.leader.node;
+        let Role::Follower(follower) = &mut self.role else { return };
+        if follower.reading.take() == Some(previous.lsn) {
+            let records = committed_of(records, self.log.tail().base().lsn);
+            let records = first_of(records.iter(), self.options.message_bytes);
+            out.push(Action::Send { to, body: PeerBody::Tail { previous, records, last: self.log.last() } });
+        }
+    }
 }

@@ -1,8 +1,14 @@
-//! What a replica has its log keep, and what it is told of it after a restart.
+//! The replica's log: what it has its embedder keep, what it is told of it after a restart, and what it knows of it
+//! in between.
+//!
+//! # Invariants
+//! * What is appended here is appended there: every change goes through [`Log`], which emits the entry for it.
+//! * A record is cut only above the commit point.
 
+use super::{Action, Actions, flush::FlushQueue, tail::Tail};
 use kv_proto::{
     cluster_map::Configuration,
-    ids::Lsn,
+    ids::{Epoch, Lsn},
     replication::{Position, Record},
 };
 
@@ -31,4 +37,136 @@ pub struct Restored {
     pub tail: Vec<Record>,
     /// Why the log cannot be trusted, in a sentence, if it cannot.
     pub fault: Option<String>,
+}
+
+/// The end of the log that is held in memory, and what of the log is on disk.
+#[derive(Debug)]
+pub(super) struct Log {
+    tail: Tail,
+    flush: FlushQueue,
+    /// The newest epoch that was appended, on disk or not.
+    newest: Epoch,
+}
+
+/// What came of records that another replica sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Some were appended.
+    Appended,
+    /// All of them were here already.
+    Nothing,
+    /// What they follow is not here, or they do not follow each other.
+    Gap,
+    /// Another record is committed here at this LSN: whoever sent them is not to be believed.
+    Contradiction(Lsn),
+}
+
+impl Log {
+    pub(super) fn new(restored: Restored) -> Self {
+        let mut tail = Tail::new(restored.applied);
+        restored.tail.into_iter().for_each(|record| tail.push(record));
+        let newest = restored.configuration.map(|c| c.epoch).unwrap_or_default();
+        Log { flush: FlushQueue::new(tail.last().lsn, newest), tail, newest }
+    }
+
+    pub(super) fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
+    /// The position of the last record.
+    pub(super) fn last(&self) -> Position {
+        self.tail.last()
+    }
+
+    /// Every record up to here is on disk.
+    pub(super) fn flushed(&self) -> Lsn {
+        self.flush.flushed()
+    }
+
+    /// The newest epoch that is on disk.
+    pub(super) fn epoch_on_disk(&self) -> Epoch {
+        self.flush.epoch()
+    }
+
+    /// The newest epoch that was appended; greater than the one on disk until that is flushed.
+    pub(super) fn newest_epoch(&self) -> Epoch {
+        self.newest
+    }
+
+    pub(super) fn handle_flushed(&mut self, entries: u64) {
+        self.flush.handle_flushed(entries);
+    }
+
+    /// Lets go of the records up to `lsn`.
+    pub(super) fn release(&mut self, lsn: Lsn) {
+        self.tail.release(lsn);
+    }
+
+    /// Appends the record that follows the last.
+    pub(super) fn push(&mut self, record: Record, out: &mut Actions) {
+        out.push(Action::Append(LogEntry::Record(record.clone())));
+        self.flush.push_record(record.position.lsn);
+        self.tail.push(record);
+    }
+
+    /// Appends that the replica takes part in a configuration.
+    pub(super) fn begin(&mut self, configuration: Configuration, out: &mut Actions) {
+        assert!(configuration.epoch > self.newest, "epoch {} is begun after {}", configuration.epoch, self.newest);
+        self.newest = configuration.epoch;
+        self.flush.push_epoch(configuration.epoch);
+        out.push(Action::Append(LogEntry::Configuration(configuration)));
+    }
+
+    /// Makes void what stands at `from` and behind it.
+    fn cut(&mut self, from: Lsn, committed: Lsn, out: &mut Actions) {
+        assert!(from > committed, "a cut at {from}, with everything up to {committed} committed");
+        self.tail.cut(from);
+        self.flush.push_cut(from);
+        out.push(Action::Append(LogEntry::Cut { from }));
+    }
+
+    /// Takes records of another replica, which follow `previous` there: what is here already is skipped, what stands
+    /// in their way above `committed` is cut, the rest is appended. None of them is newer than `epoch`.
+    pub(super) fn take(
+        &mut self,
+        epoch: Epoch,
+        previous: Position,
+        records: Vec<Record>,
+        committed: Lsn,
+        match_epochs: bool,
+        out: &mut Actions,
+    ) -> Taken {
+        let base = self.tail.base();
+        let known = match self.tail.position_at(previous.lsn) {
+            Some(here) if here == previous || !match_epochs => true,
+            Some(_) if previous.lsn <= committed => return Taken::Contradiction(previous.lsn),
+            Some(_) => false,
+            None => previous.lsn < base.lsn,
+        };
+        let follows = |(at, record): (usize, &Record)| {
+            let before = if at == 0 { previous } else { records[at - 1].position };
+            before.lsn.0.checked_add(1) == Some(record.position.lsn.0)
+                && (before.epoch..=epoch).contains(&record.position.epoch)
+        };
+        if !known || !records.iter().enumerate().all(follows) {
+            return Taken::Gap;
+        }
+        let mut taken = Taken::Nothing;
+        for record in records {
+            let at = record.position;
+            match self.tail.position_at(at.lsn) {
+                None if at.lsn < base.lsn => continue,
+                Some(here) if here == at => continue,
+                Some(_) if at.lsn <= committed => return Taken::Contradiction(at.lsn),
+                Some(_) => self.cut(at.lsn, committed, out),
+                None => {}
+            }
+            if at.epoch < self.last().epoch {
+                return Taken::Gap;
+            }
+            self.push(record, out);
+            taken = Taken::Appended;
+        }
+        taken
+    }
 }

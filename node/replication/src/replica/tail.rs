@@ -20,6 +20,11 @@ pub(super) struct Tail {
 }
 
 impl Tail {
+    /// Nothing held, after `base`.
+    pub(super) fn new(base: Position) -> Self {
+        Tail { base, ..Tail::default() }
+    }
+
     /// Position of the last record, held or not.
     pub(super) fn last(&self) -> Position {
         self.records.back().map_or(self.base, |r| r.position)
@@ -66,6 +71,20 @@ impl Tail {
         if lsn == self.base.lsn { Some(self.base) } else { self.get(lsn).map(|r| r.position) }
     }
 
+    /// The records after `lsn`, which is known, in order.
+    pub(super) fn after(&self, lsn: Lsn) -> impl Iterator<Item = &Record> {
+        let held = usize::try_from(lsn.0.saturating_sub(self.base.lsn.0)).unwrap_or(usize::MAX);
+        self.records.range(held.min(self.records.len())..)
+    }
+
+    /// Lets go of the records from `lsn` on, which are void; what is not held stays.
+    pub(super) fn cut(&mut self, lsn: Lsn) {
+        while self.records.back().is_some_and(|r| r.position.lsn >= lsn) {
+            let record = self.records.pop_back().expect("there is a last record");
+            self.bytes -= record.payload.len();
+        }
+    }
+
     /// Lets go of the records up to `lsn`; of those that are not held, nothing happens.
     pub(super) fn release(&mut self, lsn: Lsn) {
         while self.records.front().is_some_and(|r| r.position.lsn <= lsn) {
@@ -101,6 +120,21 @@ mod tests {
         assert_eq!(tail.get(Lsn(3)), Some(&record(3, 3)));
         tail.release(Lsn(9));
         assert_eq!((tail.len(), tail.bytes(), tail.last()), (0, 0, record(3, 3).position));
+    }
+
+    #[test]
+    fn what_is_cut_makes_room_for_others() {
+        let mut tail = Tail::new(record(1, 4).position);
+        for (epoch, lsn) in [(1, 5), (1, 6), (1, 7)] {
+            tail.push(record(epoch, lsn));
+        }
+        tail.cut(Lsn(6));
+        tail.push(record(2, 6));
+        assert_eq!((tail.bytes(), tail.last()), (20, record(2, 6).position));
+        assert_eq!(tail.after(Lsn(5)).collect::<Vec<_>>(), [&record(2, 6)]);
+        assert_eq!(tail.after(Lsn(4)).count() + tail.after(Lsn(6)).count() + tail.after(Lsn(9)).count(), 2);
+        tail.cut(Lsn(1));
+        assert_eq!((tail.bytes(), tail.last()), (0, record(1, 4).position));
     }
 
     #[test]
