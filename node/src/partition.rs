@@ -136,12 +136,13 @@ mod tests {
         cluster_map::Configuration,
         ids::{DiskId, Epoch, Member, NodeId, PartitionId},
     };
-    use kv_replication::replica::{Action, Options, Outcome};
+    use kv_replication::replica::{Action, Options, Outcome, Restored};
 
     /// A leader without followers, whose log flushes when the test says so.
     struct Alone {
         partition: Partition,
         out: Actions,
+        entries: u64,
         tokens: u64,
     }
 
@@ -149,8 +150,12 @@ mod tests {
         fn new() -> Self {
             let me = Member { node: NodeId::new("n").expect("a name"), disk: DiskId(1) };
             let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader: me, in_sync: vec![] };
-            let replica = Replica::new(PartitionId(0), me, configuration, Options::default(), Instant64(0));
-            Alone { partition: Partition::new(replica), out: Actions::new(), tokens: 0 }
+            let (id, restored, mut out) = (PartitionId(0), Restored::default(), Actions::new());
+            let options = Options::default();
+            let replica = Replica::new(id, me, configuration, restored, options, Instant64(0), &mut out);
+            let mut alone = Alone { partition: Partition::new(replica), out, entries: 0, tokens: 0 };
+            alone.flush();
+            alone
         }
 
         fn write(&mut self, effect: Effect, condition: Condition) -> Decision {
@@ -163,8 +168,9 @@ mod tests {
 
         /// Flushes, applies, and says which tokens were answered.
         fn flush(&mut self) -> Vec<u64> {
-            let lsn = self.partition.replica.prepared().lsn;
-            self.partition.replica.handle(Instant64(0), Event::Flushed { lsn }, &mut self.out);
+            self.entries += self.out.iter().filter(|a| matches!(a, Action::Append(_))).count() as u64;
+            let event = Event::Flushed { entries: self.entries };
+            self.partition.replica.handle(Instant64(0), event, &mut self.out);
             let mut answered = Vec::new();
             for action in std::mem::take(&mut self.out) {
                 match action {
@@ -173,7 +179,8 @@ mod tests {
                         assert_eq!(outcome, Outcome::Committed);
                         answered.push(token.0);
                     }
-                    Action::Append(_) | Action::Send { .. } => {}
+                    Action::Append(_) => {}
+                    other => panic!("a leader alone has nothing to do with {other:?}"),
                 }
             }
             answered

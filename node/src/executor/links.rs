@@ -71,7 +71,9 @@ pub(super) enum LinkTask {
 
 fn message_bytes(body: &PeerBody) -> usize {
     match body {
-        PeerBody::Prepare { records, .. } => 64 + records.iter().map(Record::wire_bytes).sum::<usize>(),
+        PeerBody::Prepare { records, .. } | PeerBody::Tail { records, .. } => {
+            64 + records.iter().map(Record::wire_bytes).sum::<usize>()
+        }
         _ => 64,
     }
 }
@@ -200,8 +202,10 @@ impl Executor {
     /// the core repeats itself.
     pub(super) fn send_to_peer(&mut self, id: PartitionId, to: NodeId, body: PeerBody) {
         let line = match body {
-            PeerBody::Prepare { .. } | PeerBody::Beacon { .. } => self.links.line_to(to, id),
-            PeerBody::Report { .. } | PeerBody::Gap { .. } => self.links.leader_lines.get(&id).copied(),
+            PeerBody::Prepare { .. } | PeerBody::Beacon { .. } | PeerBody::Fetch { .. } => self.links.line_to(to, id),
+            PeerBody::Report { .. } | PeerBody::Gap { .. } | PeerBody::Tail { .. } => {
+                self.links.leader_lines.get(&id).copied()
+            }
         };
         let Some(line) = line else { return };
         let Some(epoch) = self.partition(id).map(|p| p.replica.configuration().epoch) else { return };
@@ -231,7 +235,8 @@ impl Executor {
         let id = message.partition;
         // Not known yet, or another executor's: whoever says it says it again.
         let Some(configuration) = self.partition(id).map(|p| p.replica.configuration()) else { return };
-        let from_leader = matches!(message.body, PeerBody::Prepare { .. } | PeerBody::Beacon { .. });
+        let from_leader =
+            matches!(message.body, PeerBody::Prepare { .. } | PeerBody::Beacon { .. } | PeerBody::Fetch { .. });
         let from = match role {
             Role::PeerIn { member } if from_leader && configuration.leader == member => member.node,
             Role::PeerOut { member, .. } if !from_leader && configuration.in_sync.contains(&member) => member.node,

@@ -36,7 +36,7 @@ use kv_proto::{
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Action, Actions, Event, Replica, Token},
+    replica::{Action, Actions, Event, Replica, Restored, Token},
 };
 use lines::Lines;
 use links::Links;
@@ -144,12 +144,15 @@ impl Executor {
                 self.give(now, id, Event::ConfigChanged(configuration.clone()));
             } else {
                 let options = self.shared.settings.replica;
-                let replica = Replica::new(id, self.shared.me, configuration.clone(), options, now);
+                let (me, restored) = (self.shared.me, Restored::default());
+                let replica = Replica::new(id, me, configuration.clone(), restored, options, now, &mut self.actions);
+                self.held_bytes += replica.held_bytes();
                 if let (Role::Refused, Some(why)) = (replica.role(), replica.trouble(now)) {
                     refused = Some((refused.map_or(1, |(count, _)| count + 1), why));
                 }
                 self.partitions[usize::from(id.0)] = Some(Box::new(Partition::new(replica)));
                 self.owned.push(id);
+                self.carry_out(id);
             }
         }
         if let Some((partitions, why)) = refused {
@@ -177,9 +180,15 @@ impl Executor {
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Append(record) => {
-                    self.wal.append(id, &record);
+                Action::Append(entry) => {
+                    self.wal.append(id, &entry);
                     self.touch(id);
+                }
+                Action::ReadLog { to, after } => {
+                    tracing::debug!(partition = %id, %to, %after, "the log cannot be read back yet");
+                }
+                Action::Propose(change) => {
+                    tracing::debug!(partition = %id, ?change, "changes are not proposed yet");
                 }
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {
@@ -200,8 +209,8 @@ impl Executor {
                 break;
             }
             let now = clock::now();
-            for (partition, lsn) in flushed {
-                self.give(now, partition, Event::Flushed { lsn });
+            for (partition, entries) in flushed {
+                self.give(now, partition, Event::Flushed { entries });
             }
         }
         self.send_prepares();

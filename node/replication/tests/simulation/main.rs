@@ -28,7 +28,10 @@ fn run(plan: Plan) -> Result<Coverage, String> {
 fn outcome(plan: Plan) -> Result<Coverage, String> {
     std::panic::catch_unwind(|| run(plan)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
-        Err(format!("panic: {}", text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default()))
+        Err(format!(
+            "panic: {}",
+            text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default()
+        ))
     })
 }
 

@@ -188,8 +188,11 @@ impl World {
                 Action::Reply { token, outcome } if token.0 < BARRIERS => match outcome {
                     Outcome::Committed => {
                         self.coverage.acknowledged += 1;
-                        let members: Vec<_> =
-                            configuration.members().map(|m| self.index(m.node)).map(|i| (i, &self.nodes[i].disk)).collect();
+                        let members: Vec<_> = configuration
+                            .members()
+                            .map(|m| self.index(m.node))
+                            .map(|i| (i, &self.nodes[i].disk))
+                            .collect();
                         self.checks.acknowledge(token.0, &members)?;
                     }
                     Outcome::Refused(_) => self.checks.refuse(token.0),
@@ -233,9 +236,10 @@ impl World {
     }
 
     fn connect(&mut self, from: usize, to: usize) -> Verdict {
-        let leads = self.nodes[from].replica.as_ref().is_some_and(|r| {
-            r.role() == Role::Leader && r.configuration().in_sync.contains(&self.nodes[to].member)
-        });
+        let leads = self.nodes[from]
+            .replica
+            .as_ref()
+            .is_some_and(|r| r.role() == Role::Leader && r.configuration().in_sync.contains(&self.nodes[to].member));
         if !leads || !self.nodes[to].up || self.links.contains_key(&(from, to)) {
             return Ok(());
         }
@@ -333,8 +337,7 @@ impl World {
         let applied = restored.applied.lsn.0 as usize;
         self.checks.restore(node, epoch, &self.nodes[node].disk.durable()[..applied])?;
         let (mut actions, me) = (Actions::new(), self.nodes[node].member);
-        let replica =
-            Replica::new(PartitionId(0), me, configuration, restored, self.options, self.now, &mut actions);
+        let replica = Replica::new(PartitionId(0), me, configuration, restored, self.options, self.now, &mut actions);
         self.nodes[node].replica = Some(replica);
         self.carry_out(node, actions)
     }
@@ -427,7 +430,11 @@ impl World {
                 self.learn(node, configuration)?;
             }
             38 | 39 if self.plan.intervene && self.below(self.plan.calm) < 2 => {
-                if self.below(4) == 0 { self.usurp(number * 32 + 10)? } else { self.intervene()? }
+                if self.below(4) == 0 {
+                    self.usurp(number * 32 + 10)?;
+                } else {
+                    self.intervene()?;
+                }
             }
             _ if self.below(self.plan.sloppy) == 0 => self.work()?,
             _ => {}
