@@ -20,7 +20,8 @@ use kv_proto::{
 /// A follower's own state; log and watermarks are the replica's.
 #[derive(Debug)]
 pub(super) struct Follower {
-    /// Up to here the log is the leader's: a Prepare of this epoch said so, or it was committed before.
+    /// Up to here the log is the leader's: a Prepare of this epoch said so, or it was committed before. Of what is committed
+    /// a member holds no other record, unless it lost a cut that it had acknowledged from memory.
     matched: Lsn,
     /// What the leader asked for and the log is being read for: the records after this.
     reading: Option<Lsn>,

@@ -5,7 +5,7 @@
 //! record or a cut at n voids everything before it at n or above.
 
 use kv_proto::{
-    ids::Lsn,
+    ids::{Epoch, Lsn},
     replication::{Position, Record},
 };
 use kv_replication::replica::{LogEntry, Restored};
@@ -71,6 +71,15 @@ impl Disk {
         self.sync(self.unsynced());
         self.live.clone_from(&self.durable);
         self.before = self.entries.len();
+    }
+
+    /// The newest epoch that no crash loses.
+    pub(crate) fn epoch(&self) -> Epoch {
+        let epochs = self.entries[..self.synced].iter().rev().find_map(|(entry, _)| match entry {
+            LogEntry::Configuration(configuration) => Some(configuration.epoch),
+            _ => None,
+        });
+        epochs.unwrap_or_default()
     }
 
     /// What a process that starts finds.

@@ -43,7 +43,7 @@ fn nothing_acknowledged_is_lost_whatever_breaks() {
         None => 0..number("KV_SIM_SEEDS").unwrap_or(500),
     };
     let mut coverage = Coverage::default();
-    for seed in seeds {
+    for seed in seeds.clone() {
         let plan = Plan::of(seed, Rules::default());
         coverage += outcome(plan).unwrap_or_else(|violation| {
             panic!(
@@ -52,17 +52,24 @@ fn nothing_acknowledged_is_lost_whatever_breaks() {
         });
     }
     println!("{coverage:?}");
+    let Coverage { acknowledged, served, cuts, fetches, reads, gaps, unknown } = coverage;
+    let seldom = [acknowledged, served, cuts, fetches, reads, gaps, unknown].into_iter().min();
+    assert!(seldom > Some(0) || seeds.end - seeds.start < 100, "the simulation does not reach everything");
 }
 
 /// A switch that turns a rule off.
 type Mutation = fn(&mut Rules);
 
+/// Left out, since nothing that is built yet breaks without them: the grace, which is for a follower that takes over while
+/// the old leader still serves (nobody takes over here before the old one is down); and that a follower waits for a
+/// Prepare before it believes the commit point, which only a lost cut needs (the script `lost_cut` has one).
 #[test]
 fn every_rule_is_needed() {
-    let mutations: [(&str, Mutation); 6] = [
+    let mutations: [(&str, Mutation); 7] = [
         ("resume in the same epoch after a restart", |r| r.reopen_after_restart = false),
         ("count the leader's own unflushed record", |r| r.own_flush_counts = false),
         ("answer a Prepare before its sync", |r| r.flush_before_report = false),
+        ("adopt nothing of the followers", |r| r.adopt_greatest = false),
         ("serve before what was adopted is committed", |r| r.commit_before_serving = false),
         ("match Prepares by their LSN alone", |r| r.match_epochs = false),
         ("act in an epoch before it is on disk", |r| r.epoch_on_disk_first = false),
@@ -70,7 +77,7 @@ fn every_rule_is_needed() {
     for (name, mutation) in mutations {
         let mut rules = Rules::default();
         mutation(&mut rules);
-        let caught = (0..3000).find_map(|seed| Some((seed, outcome(Plan::of(seed, rules)).err()?)));
+        let caught = (0..1000).find_map(|seed| Some((seed, outcome(Plan::of(seed, rules)).err()?)));
         let (seed, violation) = caught.unwrap_or_else(|| panic!("{name}: not caught"));
         println!("{name}: caught by seed {seed}: {violation}");
     }

@@ -74,7 +74,7 @@ impl Plan {
         let durable = !seed.is_multiple_of(3);
         let calm = [2, 4, 8, 16][(seed / 8 % 4) as usize];
         let sloppy = [1, 3, 9][(seed / 4 % 3) as usize];
-        Plan { seed, nodes: 2 + (seed % 2) as usize, durable, intervene: durable && seed % 5 > 1, calm, sloppy, rules }
+        Plan { seed, nodes: 2 + (seed % 2) as usize, durable, intervene: seed % 5 > 1, calm, sloppy, rules }
     }
 }
 
@@ -401,7 +401,11 @@ impl World {
                 let unsynced = self.nodes[node].disk.unsynced() as u64;
                 if self.nodes[node].up && unsynced > 0 {
                     let count = 1 + self.below(unsynced) as usize;
-                    self.sync(node, count)?;
+                    self.nodes[node].disk.sync(count);
+                    // A crash may come before the log can say so.
+                    if self.below(4) > 0 {
+                        self.tell_flushed(node)?;
+                    }
                 }
             }
             10..13 => self.send(node, other)?,
@@ -430,7 +434,7 @@ impl World {
                 self.learn(node, configuration)?;
             }
             38 | 39 if self.plan.intervene && self.below(self.plan.calm) < 2 => {
-                if self.below(4) == 0 {
+                if self.plan.durable && self.below(4) == 0 {
                     self.usurp(number * 32 + 10)?;
                 } else {
                     self.intervene()?;
@@ -445,6 +449,7 @@ impl World {
     /// Everything goes well for a moment: what was written is sent, written to disk, and answered.
     fn work(&mut self) -> Verdict {
         self.pass(20)?;
+        self.decide_one();
         for from in 0..self.nodes.len() {
             if self.below(8) == 0 {
                 self.start(from);
@@ -470,8 +475,9 @@ impl World {
         let current = self.controller.current().clone();
         let (epoch, leader) = (current.epoch, current.leader);
         let at = self.index(leader.node);
-        let begun = |disk: &Disk| disk.restore().configuration.is_some_and(|c| c.epoch == epoch);
-        let what = self.below(6);
+        let begun = |disk: &Disk| disk.epoch() == epoch;
+        // Where memory is enough, who may have lost what is known only as long as the members stay the same.
+        let what = if self.plan.durable { self.below(6) } else { 2 };
         if what > 0 && self.nodes[at].up && begun(&self.nodes[at].disk) && self.below(2) == 0 {
             self.crash(at);
         }
@@ -481,15 +487,15 @@ impl World {
         let rest = current.in_sync.iter().copied().filter(|m| Some(*m) != follower);
         match (what, follower) {
             (0, Some(follower)) => self.controller.decide(epoch, Change::Drop { leader, followers: vec![follower] }),
-            (1 | 2, Some(follower)) if is_over => {
+            (1, Some(follower)) if is_over => {
                 let in_sync = rest.take(self.below(2) as usize).collect();
                 self.controller.decide(epoch, Change::Takeover { follower, in_sync });
             }
-            (3, Some(to)) if is_over => {
+            (2, Some(to)) if is_over => {
                 let in_sync = rest.chain([leader]).collect();
                 self.controller.decide(epoch, Change::Handoff { leader, to, in_sync });
             }
-            (4.., _) if is_over => {
+            (3.., _) if is_over => {
                 let outside = (0..self.nodes.len()).find(|n| !current.is_member(self.nodes[*n].member));
                 if let Some(learner) = outside {
                     self.catch_up(learner, at)?;
@@ -511,12 +517,15 @@ impl World {
     /// The worst moments for it: a leader that has what it sent nobody is replaced, the next one as well, and the first is
     /// taken back.
     fn usurp(&mut self, number: u64) -> Verdict {
+        for _ in 0..60 {
+            self.work()?;
+        }
         let (first, second) = (self.index(self.controller.current().leader.node), self.below(2) as usize);
         self.write_alone(first, number)?;
         self.crash(first);
         let (epoch, leader) = (self.controller.current().epoch, self.controller.current().leader);
         let mut others = self.controller.current().in_sync.clone();
-        if others.is_empty() || self.nodes[first].disk.restore().configuration.is_none_or(|c| c.epoch != epoch) {
+        if others.is_empty() || self.nodes[first].disk.epoch() != epoch {
             return Ok(());
         }
         let follower = others.swap_remove(second % others.len());
@@ -528,10 +537,18 @@ impl World {
         self.write_alone(second, number + 10)?;
         self.crash(second);
         let (epoch, now_leads) = (self.controller.current().epoch, self.controller.current().leader);
-        let begun = self.nodes[second].disk.restore().configuration.is_some_and(|c| c.epoch == epoch);
+        let begun = self.nodes[second].disk.epoch() == epoch;
         if now_leads == follower && begun && !self.controller.current().is_member(leader) {
             self.catch_up(first, second)?;
             self.controller.decide(epoch, Change::Add { leader: follower, learner: leader });
+        }
+        // What is streamed to cure that is lost in part.
+        for _ in 0..self.below(40) {
+            self.work()?;
+            if self.below(4) == 0 {
+                self.send(second, first)?;
+                self.disconnect(second, first)?;
+            }
         }
         Ok(())
     }
@@ -543,7 +560,8 @@ impl World {
                 self.propose(node, number)?;
             }
         }
-        let count = self.below(self.nodes[node].disk.unsynced() as u64 + 1) as usize;
+        let count = self.below(self.nodes[node].disk.unsynced() as u64 + 1) * self.below(2);
+        let count = count as usize;
         if self.nodes[node].up { self.sync(node, count) } else { Ok(()) }
     }
 
