@@ -7,6 +7,7 @@
 mod checks;
 mod controller;
 mod disk;
+mod events;
 mod world;
 
 use kv_replication::replica::rules::Rules;
