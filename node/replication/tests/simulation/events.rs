@@ -6,7 +6,7 @@ use crate::{
     world::World,
 };
 use kv_proto::{control::Change, ids::Lsn};
-use kv_replication::replica::LogEntry;
+use kv_replication::replica::{LogEntry, Replica};
 use std::collections::VecDeque;
 
 impl World {
@@ -258,7 +258,7 @@ impl World {
         let before = replica.prepared().lsn;
         self.propose(leader, number)?;
         self.run_well(400)?;
-        let after = self.nodes[leader].replica.as_ref().map(|r| r.committed());
+        let after = self.nodes[leader].replica.as_ref().map(Replica::committed);
         ensure(after == Some(before.next()), || format!("a last write does not commit after {before}: {after:?}"))?;
         for member in self.controller.current().members() {
             let node = self.index(member.node);
