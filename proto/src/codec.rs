@@ -88,7 +88,8 @@ mod tests {
         let put = Effect::Put { key: &key, content_type: &content_type, value: &value, expires: None };
         let record = Record { position: Position::default(), operation_id: None, payload: put.encode().into() };
         let body = PeerBody::Prepare { previous: Position::default(), committed: Lsn(0), records: vec![record] };
-        let batch = PeerBatch { messages: vec![PeerMessage { partition: PartitionId(0), epoch: Epoch(1), body }] };
+        let batch =
+            PeerBatch { room: 0, messages: vec![PeerMessage { partition: PartitionId(0), epoch: Epoch(1), body }] };
         assert_eq!(decode(&encode(&batch)), Ok(batch));
     }
 

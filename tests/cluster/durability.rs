@@ -294,7 +294,6 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "needs the log"]
 fn acknowledged_writes_outlive_kills() {
     let seed = number("KV_KILL_SEED").unwrap_or_else(rand::random);
     let rounds = number("KV_KILL_ROUNDS").map_or(ROUNDS, |n| n as usize);

@@ -86,7 +86,7 @@ fn a_killed_node_is_reported_restarted_and_refuses_its_part() {
     };
     until("it refuses its part", refuses);
     for (who, what) in [
-        ("shard1-follower ", "this node refuses its role: shard1-follower was restarted"),
+        ("shard1-follower ", "this node refuses its role: shard1-follower is not a member"),
         ("shard1-leader ", "the follower was restarted and has lost what made it a member"),
     ] {
         let line = |l: &str| (l.contains(who) && l.contains(what)).then_some(());

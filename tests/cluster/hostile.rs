@@ -20,7 +20,7 @@ use std::io::Write;
 
 fn say(call: &mut Call, message: PeerMessage) {
     let mut out = Vec::new();
-    let batch = PeerBatch { messages: vec![message] };
+    let batch = PeerBatch { room: 0, messages: vec![message] };
     append_message(&mut out, Kind::Replication, 0, |body| codec::encode_into(body, &batch));
     call.stream.write_all(&out).expect("sends");
 }

@@ -61,14 +61,12 @@ fn everything_is_there_again(starts: &[&[&str]]) {
 }
 
 #[test]
-#[ignore = "needs the log"]
 fn a_cluster_that_was_stopped_comes_back_with_everything() {
     everything_is_there_again(&[&[], &[], &[]]);
 }
 
 /// What was not flushed before it was acknowledged is flushed when a node stops.
 #[test]
-#[ignore = "needs the log"]
 fn a_cluster_that_waits_for_memories_keeps_everything_when_it_is_stopped() {
     let flags = ["--shards", "1", "--ack", "replicated"];
     everything_is_there_again(&[&flags, &flags]);
@@ -76,7 +74,6 @@ fn a_cluster_that_waits_for_memories_keeps_everything_when_it_is_stopped() {
 
 /// A partition that had another executor is found in the log of that one.
 #[test]
-#[ignore = "needs the log"]
 fn a_cluster_comes_back_with_another_number_of_executors() {
     let on = |cores| ["--shards", "1", "--cores", cores];
     everything_is_there_again(&[&on("1"), &on("2"), &on("1")]);

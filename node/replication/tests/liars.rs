@@ -7,7 +7,7 @@ use kv_proto::{
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Action, Actions, Event, Options, Replica, Token},
+    replica::{Action, Actions, Event, LogEntry, Options, Replica, Restored, Token},
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,8 @@ enum Step {
     Lose,
     Time(u64),
     Send,
+    Read(Position, Vec<Record>),
+    Epoch,
 }
 
 /// Numbers that are near what is there, and some that are as far as can be.
@@ -58,6 +60,8 @@ fn body() -> impl Strategy<Value = PeerBody> {
         4 => (position(), number(), number())
             .prop_map(|(prepared, flushed, applied)| PeerBody::Report { prepared, flushed: Lsn(flushed), applied: Lsn(applied) }),
         1 => position().prop_map(|prepared| PeerBody::Gap { prepared }),
+        1 => position().prop_map(|after| PeerBody::Fetch { after }),
+        3 => (prepare(), position()).prop_map(|((previous, records), last)| PeerBody::Tail { previous, records, last }),
     ]
 }
 
@@ -70,6 +74,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Lose),
         1 => any::<u32>().prop_map(|nanos| Step::Time(u64::from(nanos))),
         2 => Just(Step::Send),
+        1 => prepare().prop_map(|(previous, records)| Step::Read(previous, records)),
+        1 => Just(Step::Epoch),
     ]
 }
 
@@ -79,19 +85,27 @@ fn run(leads: bool, steps: Vec<Step>) {
     let (leader, follower) = if leads { (me, liar) } else { (liar, me) };
     let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader, in_sync: vec![follower] };
     let mut now = Instant64(0);
-    let mut replica = Replica::new(PartitionId(0), me, configuration, Options::default(), now);
-    let mut applied = Lsn(0);
+    let mut out = Actions::new();
+    let restored = Restored::default();
+    let mut replica =
+        Replica::new(PartitionId(0), me, configuration.clone(), restored, Options::default(), now, &mut out);
+    let (mut applied, mut appended, mut flushed) = (Lsn(0), out.len() as u64, 0);
     for (number, step) in (0..).zip(steps) {
         let mut out = Actions::new();
         let event = match step {
-            Step::Hear(body) => Event::Message { from: liar.node, epoch: Epoch(1), body },
+            Step::Hear(body) => Event::Message { from: liar.node, epoch: replica.configuration().epoch, body },
+            Step::Read(previous, records) => Event::LogRead { to: liar.node, previous, records },
+            Step::Epoch => {
+                let epoch = replica.configuration().epoch.next();
+                Event::ConfigChanged(Configuration { epoch, ..configuration.clone() })
+            }
             Step::Write => {
                 let payload = b"w".as_slice().into();
                 Event::ClientWrite { payload, operation_id: None, token: Token(number) }
             }
             Step::Flush(some) => {
-                let lsn = Lsn((replica.flushed().0 + some).min(replica.prepared().lsn.0));
-                Event::Flushed { lsn }
+                flushed = (flushed + some).min(appended);
+                Event::Flushed { entries: flushed }
             }
             Step::Connect => Event::PeerConnected { peer: liar },
             Step::Lose => Event::PeerLost { peer: liar.node },
@@ -106,9 +120,17 @@ fn run(leads: bool, steps: Vec<Step>) {
         };
         replica.handle(now, event, &mut out);
         for action in out {
-            if let Action::Apply(record) = action {
-                assert_eq!(record.position.lsn, applied.next(), "applied out of order, or twice");
-                applied = record.position.lsn;
+            match action {
+                Action::Apply(record) => {
+                    assert_eq!(record.position.lsn, applied.next(), "applied out of order, or twice");
+                    applied = record.position.lsn;
+                }
+                Action::Append(LogEntry::Cut { from }) => {
+                    assert!(from > applied, "what is committed is cut");
+                    appended += 1;
+                }
+                Action::Append(_) => appended += 1,
+                _ => {}
             }
         }
         assert!(applied == replica.committed() && replica.committed() <= replica.flushed());
@@ -116,7 +138,7 @@ fn run(leads: bool, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn a_follower_survives_any_leader(steps in prop::collection::vec(step(), 0..60)) {

@@ -2,19 +2,31 @@
 //! time. Each script under `scripts/` holds the commands and what they led to; run with `UPDATE_GOLDENFILES=1` to
 //! write the latter anew, and read the difference.
 //!
-//! Commands: `cluster leader follower…`, `connect A B`, `disconnect A B`, `restart NODE` (with another disk),
-//! `write NODE TEXT`, `barrier NODE`, `flush NODE`, `send NODE`, `deliver FROM TO [count=N]`, `lose FROM TO [count=N]`, `tick MS`, `settle`,
-//! `config EPOCH leader follower…`, `status`.
+//! * `cluster leader follower…`: makes all of them, with epoch 1 on their disks
+//! * `connect A B`, `disconnect A B`: A's connection to B; what is on its way is lost
+//! * `write NODE TEXT`, `barrier NODE`
+//! * `flush NODE [count=N]`: all entries, or the next N, are on disk · `send NODE`: the Prepares that it has for others
+//! * `deliver FROM TO [count=N]`, `lose FROM TO [count=N]`, `keep FROM TO` and `late FROM TO`: what is on its way is set
+//!   aside, to arrive late
+//! * `restart NODE [lose=N] [committed=LSN] [epoch=N]`: it crashes, loses the last N entries that are not flushed (all), or
+//!   N of all entries with `memory=N`, and starts with everything up to LSN in its table (what it knew), in the newest
+//!   configuration or an older one · `wipe NODE`: it starts with another disk
+//! * `read NODE PEER [lost]`: its log is read for the peer, or does not reach back so far
+//! * `config EPOCH leader follower…`: everyone learns it · `decide`: the controller carries out what was proposed ·
+//!   `learn NODE`: it learns the newest configuration
+//! * `tick MS`, `settle` (flushes, sends and delivers until nothing is left to do), `status`
 
 use goldenscript::{Command, Context};
 use kv_proto::{
     cluster_map::Configuration,
-    ids::{DiskId, Epoch, HistoryId, Member, NodeId, PartitionId},
-    replication::{PeerBody, Position},
+    control::{Change, Proposal},
+    ids::{DiskId, Epoch, HistoryId, Lsn, Member, NodeId, PartitionId},
+    replication::{PeerBody, Position, Record},
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Action, Actions, Event, Options, Replica, Token},
+    configuration,
+    replica::{Action, Actions, Event, LogEntry, Options, Replica, Restored, Token},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,11 +41,53 @@ type Fallible<T> = Result<T, Box<dyn Error>>;
 /// A message on its way: the epoch it was said in, and what it says.
 type Letter = (Epoch, PeerBody);
 
+/// The entries of a node's log, and how many are flushed.
+#[derive(Default)]
+struct Disk {
+    entries: Vec<LogEntry>,
+    flushed: usize,
+    /// Entries that were there when the replica was made.
+    before: usize,
+}
+
+impl Disk {
+    /// The records that are not void.
+    fn records(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        for entry in &self.entries {
+            match entry {
+                LogEntry::Record(record) => records.push(record.clone()),
+                LogEntry::Cut { from } => records.truncate(from.0 as usize - 1),
+                LogEntry::Configuration(_) => {}
+            }
+        }
+        records
+    }
+
+    fn restore(&self, committed: Lsn) -> Restored {
+        let mut records = self.records();
+        let tail = records.split_off((committed.0 as usize).min(records.len()));
+        let configuration = self.entries.iter().rev().find_map(|entry| match entry {
+            LogEntry::Configuration(configuration) => Some(configuration.clone()),
+            _ => None,
+        });
+        let applied = records.last().map(|r| r.position).unwrap_or_default();
+        Restored { configuration, applied, tail, fault: None }
+    }
+}
+
 #[derive(Default)]
 struct Script {
     now: Instant64,
     tokens: u64,
     replicas: BTreeMap<NodeId, Replica>,
+    disks: BTreeMap<NodeId, Disk>,
+    /// Every configuration that there was.
+    configurations: Vec<Configuration>,
+    proposals: Vec<(Epoch, Change)>,
+    late: BTreeMap<(NodeId, NodeId), VecDeque<Letter>>,
+    /// What of its log a node reads, and for whom.
+    reads: BTreeMap<(NodeId, NodeId), Lsn>,
     /// What was sent and not delivered, by connection: (from, to). A connection that is not there has no entry.
     network: BTreeMap<(NodeId, NodeId), VecDeque<Letter>>,
     applied: BTreeMap<NodeId, Vec<String>>,
@@ -46,17 +100,35 @@ fn position(at: Position) -> String {
 fn letter((epoch, body): &Letter) -> String {
     let body = match body {
         PeerBody::Prepare { previous, committed, records } => {
-            let records: Vec<_> =
-                records.iter().map(|r| format!("{}={}", position(r.position), text(&r.payload))).collect();
-            format!("Prepare after {} committed {committed} [{}]", position(*previous), records.join(" "))
+            format!("Prepare after {} committed {committed} [{}]", position(*previous), texts(records))
         }
         PeerBody::Beacon { committed } => format!("Beacon committed {committed}"),
         PeerBody::Report { prepared, flushed, applied } => {
             format!("Report prepared {} flushed {flushed} applied {applied}", position(*prepared))
         }
         PeerBody::Gap { prepared } => format!("Gap prepared {}", position(*prepared)),
+        PeerBody::Fetch { after } => format!("Fetch after {}", position(*after)),
+        PeerBody::Tail { previous, records, last } => {
+            format!("Tail after {} [{}] last {}", position(*previous), texts(records), position(*last))
+        }
     };
     format!("e{epoch} {body}")
+}
+
+fn texts(records: &[Record]) -> String {
+    records.iter().map(|r| format!("{}={}", position(r.position), text(&r.payload))).collect::<Vec<_>>().join(" ")
+}
+
+fn configuration_text(configuration: &Configuration) -> String {
+    let members: Vec<_> = configuration.members().map(|m| m.node.to_string()).collect();
+    format!("epoch {} of {}", configuration.epoch, members.join(" "))
+}
+
+fn change_text(change: &Change) -> String {
+    match change {
+        Change::Reopen { leader } => format!("Reopen by {}", leader.node),
+        other => format!("{other:?}"),
+    }
 }
 
 fn text(payload: &[u8]) -> String {
@@ -88,8 +160,25 @@ impl Script {
         let epoch = self.replicas[&node].configuration().epoch;
         for action in actions {
             match action {
-                Action::Append(record) => {
-                    writeln!(out, "{node} appends {}={}", position(record.position), text(&record.payload))?;
+                Action::Append(entry) => {
+                    match &entry {
+                        LogEntry::Record(record) => {
+                            writeln!(out, "{node} appends {}={}", position(record.position), text(&record.payload))?;
+                        }
+                        LogEntry::Cut { from } => writeln!(out, "{node} appends a cut from {from}")?,
+                        LogEntry::Configuration(configuration) => {
+                            writeln!(out, "{node} appends {}", configuration_text(configuration))?;
+                        }
+                    }
+                    self.disks.entry(node).or_default().entries.push(entry);
+                }
+                Action::ReadLog { to, after } => {
+                    writeln!(out, "{node} reads its log after {after} for {to}")?;
+                    self.reads.insert((node, to), after);
+                }
+                Action::Propose(change) => {
+                    writeln!(out, "{node} proposes {}", change_text(&change))?;
+                    self.proposals.push((epoch, change));
                 }
                 Action::Apply(record) => {
                     writeln!(out, "{node} applies {}={}", position(record.position), text(&record.payload))?;
@@ -111,9 +200,39 @@ impl Script {
         Ok(())
     }
 
-    fn flush(&mut self, node: NodeId, out: &mut String) -> Fallible<()> {
-        let lsn = self.replicas[&node].prepared().lsn;
-        self.give(node, Event::Flushed { lsn }, out)
+    fn flush(&mut self, node: NodeId, count: usize, out: &mut String) -> Fallible<()> {
+        let disk = self.disks.entry(node).or_default();
+        disk.flushed = disk.flushed.saturating_add(count).min(disk.entries.len());
+        let entries = (disk.flushed - disk.before) as u64;
+        self.give(node, Event::Flushed { entries }, out)
+    }
+
+    /// Makes the replica of a node from its disk.
+    fn start(&mut self, me: Member, committed: Lsn, configuration: Configuration, out: &mut String) -> Fallible<()> {
+        let disk = self.disks.entry(me.node).or_default();
+        (disk.before, disk.flushed) = (disk.entries.len(), disk.entries.len());
+        let restored = disk.restore(committed);
+        self.applied
+            .insert(me.node, disk.records().iter().take(committed.0 as usize).map(|r| text(&r.payload)).collect());
+        let mut actions = Actions::new();
+        let (id, options) = (PartitionId(0), Options::default());
+        let replica = Replica::new(id, me, configuration, restored, options, self.now, &mut actions);
+        self.replicas.insert(me.node, replica);
+        self.carry_out(me.node, actions, out)
+    }
+
+    /// Everything that was said to a node, and by it, is lost.
+    fn cut_off(&mut self, node: NodeId, out: &mut String) -> Fallible<()> {
+        let links: Vec<_> = self.network.keys().copied().filter(|(from, to)| *from == node || *to == node).collect();
+        for (from, to) in links {
+            self.network.remove(&(from, to));
+            if to == node {
+                self.give(from, Event::PeerLost { peer: node }, out)?;
+            }
+        }
+        self.late.retain(|(_, to), _| *to != node);
+        self.reads.retain(|(reader, _), _| *reader != node);
+        Ok(())
     }
 
     fn send(&mut self, node: NodeId, out: &mut String) -> Fallible<()> {
@@ -140,8 +259,8 @@ impl Script {
         for _ in 0..100 {
             let before = out.len();
             for node in self.replicas.keys().copied().collect::<Vec<_>>() {
-                if self.replicas[&node].flushed() < self.replicas[&node].prepared().lsn {
-                    self.flush(node, out)?;
+                if self.disks.get(&node).is_some_and(|disk| disk.flushed < disk.entries.len()) {
+                    self.flush(node, usize::MAX, out)?;
                 }
                 self.send(node, out)?;
             }
@@ -185,7 +304,10 @@ impl goldenscript::Runner for Script {
     fn run(&mut self, command: &Command, _: &Context) -> Fallible<String> {
         let mut out = String::new();
         let mut args = command.consume_args();
-        let count = args.take_key("count").map_or(Ok(usize::MAX), str::parse)?;
+        let mut number = |name| args.take_key(name).map(str::parse::<u64>).transpose();
+        let [lose, memory] = [number("lose")?, number("memory")?].map(|n| n.map(|n| n as usize));
+        let (committed, epoch, count) = (number("committed")?, number("epoch")?, number("count")?);
+        let count = count.map_or(usize::MAX, |count| count as usize);
         let words: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
         args.reject_next()?;
         let node = |at: usize| -> Fallible<NodeId> { Ok(words.get(at).ok_or("a node is missing")?.parse()?) };
@@ -194,10 +316,10 @@ impl goldenscript::Runner for Script {
             "cluster" => {
                 let nodes = nodes(0)?;
                 let configuration = self.configuration(1, &nodes);
+                self.configurations.push(configuration.clone());
                 for node in nodes {
-                    let (me, id) = (self.member(node), PartitionId(0));
-                    let replica = Replica::new(id, me, configuration.clone(), Options::default(), self.now);
-                    self.replicas.insert(node, replica);
+                    self.start(self.member(node), Lsn(0), configuration.clone(), &mut out)?;
+                    self.flush(node, usize::MAX, &mut out)?;
                 }
             }
             "connect" => self.connect(node(0)?, node(1)?, DiskId(1), &mut out)?,
@@ -208,13 +330,28 @@ impl goldenscript::Runner for Script {
             }
             "restart" => {
                 let node = node(0)?;
-                let configuration = self.replicas[&node].configuration().clone();
-                let (leader, me) = (configuration.leader.node, Member { node, disk: DiskId(2) });
-                let replica = Replica::new(PartitionId(0), me, configuration, Options::default(), self.now);
-                self.replicas.insert(node, replica);
-                self.applied.remove(&node);
-                if leader != node {
-                    self.connect(leader, node, DiskId(2), &mut out)?;
+                let known = self.replicas[&node].committed();
+                self.cut_off(node, &mut out)?;
+                let disk = self.disks.entry(node).or_default();
+                disk.flushed = if memory.is_some() { 0 } else { disk.flushed };
+                let unflushed = disk.entries.len() - disk.flushed;
+                disk.entries.truncate(disk.entries.len() - lose.or(memory).unwrap_or(usize::MAX).min(unflushed));
+                let configuration = match epoch {
+                    Some(epoch) => self.configurations.iter().find(|c| c.epoch == Epoch(epoch)),
+                    None => self.configurations.last(),
+                };
+                let configuration = configuration.ok_or("no such epoch")?.clone();
+                self.start(self.member(node), committed.map_or(known, Lsn), configuration, &mut out)?;
+            }
+            "wipe" => {
+                let me = Member { node: node(0)?, disk: DiskId(2) };
+                let configuration = self.configurations.last().ok_or("no cluster")?.clone();
+                let leader = configuration.leader.node;
+                self.cut_off(me.node, &mut out)?;
+                self.disks.remove(&me.node);
+                self.start(me, Lsn(0), configuration, &mut out)?;
+                if leader != me.node {
+                    self.connect(leader, me.node, me.disk, &mut out)?;
                 }
             }
             "write" => {
@@ -227,11 +364,31 @@ impl goldenscript::Runner for Script {
                 self.tokens += 1;
                 self.give(node(0)?, Event::ClientBarrier { token: Token(self.tokens) }, &mut out)?;
             }
-            "flush" => self.flush(node(0)?, &mut out)?,
+            "flush" => self.flush(node(0)?, count, &mut out)?,
+            "read" => {
+                let (node, to) = (node(0)?, node(1)?);
+                let after = self.reads.remove(&(node, to)).ok_or("nothing is read")?;
+                let records = self.disks[&node].records();
+                let previous = after.0.checked_sub(1).map(|at| records[at as usize].position).unwrap_or_default();
+                let mut records = records[after.0 as usize..].to_vec();
+                records.truncate(if words.get(2) == Some(&"lost") { 0 } else { count });
+                self.give(node, Event::LogRead { to, previous, records }, &mut out)?;
+            }
             "send" => self.send(node(0)?, &mut out)?,
             "lose" => {
                 let queue = self.network.get_mut(&(node(0)?, node(1)?)).ok_or("no such connection")?;
                 queue.drain(..count.min(queue.len()));
+            }
+            "keep" => {
+                let way = (node(0)?, node(1)?);
+                let queue = self.network.get_mut(&way).ok_or("no such connection")?;
+                self.late.entry(way).or_default().extend(queue.drain(..));
+            }
+            "late" => {
+                let way = (node(0)?, node(1)?);
+                for (epoch, body) in self.late.remove(&way).ok_or("nothing is late")? {
+                    self.give(way.1, Event::Message { from: way.0, epoch, body }, &mut out)?;
+                }
             }
             "deliver" => self.deliver(node(0)?, node(1)?, count, &mut out)?,
             "tick" => {
@@ -247,9 +404,26 @@ impl goldenscript::Runner for Script {
             "config" => {
                 let epoch = words.first().ok_or("an epoch is missing")?.parse()?;
                 let configuration = self.configuration(epoch, &nodes(1)?);
+                self.configurations.push(configuration.clone());
                 for node in self.replicas.keys().copied().collect::<Vec<_>>() {
                     self.give(node, Event::ConfigChanged(configuration.clone()), &mut out)?;
                 }
+            }
+            "decide" => {
+                for (epoch, change) in std::mem::take(&mut self.proposals) {
+                    let proposal = Proposal { id: 0, partition: PartitionId(0), epoch, change };
+                    match configuration::apply(self.configurations.last(), &proposal) {
+                        Ok(next) => {
+                            writeln!(out, "controller: {}", configuration_text(&next))?;
+                            self.configurations.push(next);
+                        }
+                        Err(refusal) => writeln!(out, "controller: {refusal}")?,
+                    }
+                }
+            }
+            "learn" => {
+                let newest = self.configurations.last().ok_or("no cluster")?.clone();
+                self.give(node(0)?, Event::ConfigChanged(newest), &mut out)?;
             }
             "status" => out = self.status(),
             other => return Err(format!("unknown command {other}").into()),

@@ -224,15 +224,15 @@ impl Executor {
             Refusal::FollowerUnreachable(_) => ErrorCode::FollowerUnreachable,
             Refusal::Overloaded => ErrorCode::Overloaded,
         };
-        if refusal == Refusal::NotReady {
-            let trouble = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref());
-            let why = trouble.and_then(|p| p.replica.trouble(clock::now())).unwrap_or_else(|| refusal.to_string());
-            return WireError::new(code, format!("partition {id}: {why}"));
-        }
         let mut error = WireError::new(code, format!("partition {id}: {refusal}"));
+        let replica = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref()).map(|p| &p.replica);
+        if code == ErrorCode::NotReady
+            && let Some(why) = replica.and_then(|r| r.trouble(clock::now()))
+        {
+            error.message = format!("partition {id}: {why}");
+        }
         if code == ErrorCode::NotLeader {
             let configuration = self.view.as_ref().and_then(|v| v.map.configuration(id)).cloned();
-            let replica = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref()).map(|p| &p.replica);
             if configuration.as_ref().is_none_or(|c| c.leader.node == self.shared.me.node) {
                 // To ask elsewhere would not help: this is the node that should lead.
                 let why = replica.and_then(|r| r.trouble(clock::now()));

@@ -111,6 +111,7 @@ impl Recovery {
         replay.configuration.get_or_insert(header.configuration);
         replay.proof = Some(footer);
         replay.pending.retain(|lsn, _| *lsn > header.start.lsn);
+        replay.check_proof();
         replay.advance();
     }
 

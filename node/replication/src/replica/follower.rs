@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! * A Prepare is taken by the position of the record before it, never by count.
-//! * What a Prepare contradicts is cut, but only above the commit point.
+//! * What a Prepare contradicts is cut, but only above the commit point, and never what an earlier one of the epoch brought.
 //! * Nothing is reported as flushed before the log said so.
 //! * A record is applied only when it is known to be committed, to be the leader's, and is flushed here.
 
@@ -20,7 +20,8 @@ use kv_proto::{
 /// A follower's own state; log and watermarks are the replica's.
 #[derive(Debug)]
 pub(super) struct Follower {
-    /// Up to here the log is the leader's: a Prepare of this epoch said so, or it was committed before.
+    /// Up to here the log is the leader's: a Prepare of this epoch said so, or it was committed before. Of what is committed
+    /// a member holds no other record, unless it lost a cut that it had acknowledged from memory.
     matched: Lsn,
     /// What the leader asked for and the log is being read for: the records after this.
     reading: Option<Lsn>,
@@ -49,12 +50,15 @@ impl Replica {
     ) {
         let (epoch, match_epochs) = (self.configuration.epoch, self.options.rules.match_epochs);
         let last = records.last().map_or(previous, |r| r.position).lsn;
-        let taken = self.log.take(epoch, previous, records, self.committed, match_epochs, out);
         let Role::Follower(follower) = &mut self.role else { return };
+        let settled = self.committed.max(follower.matched);
+        let taken = self.log.take(epoch, previous, records, settled, match_epochs, out);
         match taken {
             Taken::Contradiction(lsn) => {
                 let (me, leader) = (self.me.node, self.configuration.leader.node);
-                follower.doubt = Some(format!("leader {leader} contradicts what is committed on {me} at LSN {lsn}"));
+                follower.doubt = Some(format!(
+                    "leader {leader} contradicts at LSN {lsn} what it said before, or what is committed on {me}"
+                ));
                 return;
             }
             Taken::Gap => {

@@ -105,7 +105,7 @@ pub enum Event {
     },
     /// The partition has this configuration.
     ConfigChanged(Configuration),
-    /// The time of [`Replica::poll_timeout`] has come.
+    /// The time of [`Replica::poll_timeout`](super::Replica::poll_timeout) has come.
     Timeout,
 }
 

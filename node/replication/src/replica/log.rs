@@ -57,7 +57,7 @@ pub(super) enum Taken {
     Nothing,
     /// What they follow is not here, or they do not follow each other.
     Gap,
-    /// Another record is committed here at this LSN: whoever sent them is not to be believed.
+    /// Another record is here for good at this LSN: whoever sent them is not to be believed.
     Contradiction(Lsn),
 }
 
@@ -118,28 +118,29 @@ impl Log {
     }
 
     /// Makes void what stands at `from` and behind it.
-    fn cut(&mut self, from: Lsn, committed: Lsn, out: &mut Actions) {
-        assert!(from > committed, "a cut at {from}, with everything up to {committed} committed");
+    fn cut(&mut self, from: Lsn, settled: Lsn, out: &mut Actions) {
+        assert!(from > settled, "a cut at {from}, with everything up to {settled} there for good");
         self.tail.cut(from);
         self.flush.push_cut(from);
         out.push(Action::Append(LogEntry::Cut { from }));
     }
 
     /// Takes records of another replica, which follow `previous` there: what is here already is skipped, what stands
-    /// in their way above `committed` is cut, the rest is appended. None of them is newer than `epoch`.
+    /// in their way is cut, the rest is appended. Everything up to `settled` is here for good, be it that it is committed, or
+    /// that it is of the same sender; and so is every record of `epoch`, than which none of them is newer.
     pub(super) fn take(
         &mut self,
         epoch: Epoch,
         previous: Position,
         records: Vec<Record>,
-        committed: Lsn,
+        settled: Lsn,
         match_epochs: bool,
         out: &mut Actions,
     ) -> Taken {
         let base = self.tail.base();
         let known = match self.tail.position_at(previous.lsn) {
             Some(here) if here == previous || !match_epochs => true,
-            Some(_) if previous.lsn <= committed => return Taken::Contradiction(previous.lsn),
+            Some(_) if previous.lsn <= settled => return Taken::Contradiction(previous.lsn),
             Some(_) => false,
             None => previous.lsn < base.lsn,
         };
@@ -157,8 +158,8 @@ impl Log {
             match self.tail.position_at(at.lsn) {
                 None if at.lsn < base.lsn => continue,
                 Some(here) if here == at => continue,
-                Some(_) if at.lsn <= committed => return Taken::Contradiction(at.lsn),
-                Some(_) => self.cut(at.lsn, committed, out),
+                Some(here) if at.lsn <= settled || here.epoch == epoch => return Taken::Contradiction(at.lsn),
+                Some(_) => self.cut(at.lsn, settled, out),
                 None => {}
             }
             if at.epoch < self.last().epoch {

@@ -120,7 +120,7 @@ impl Replica {
                     }
                     let reports = leader.followers.iter().filter_map(|f| Some((f.report?.prepared, f.member.node)));
                     let (greatest, own) = (reports.max(), self.log.last());
-                    if let Some((_, from)) = greatest.filter(|(position, _)| *position > own) {
+                    if let Some((_, from)) = greatest.filter(|(position, _)| *position > own && rules.adopt_greatest) {
                         let fetch = fetch.insert(Fetch { from, after: own, moves: true, stuck: None });
                         fetch.ask(out);
                         return;

@@ -10,6 +10,8 @@ pub struct Rules {
     pub own_flush_counts: bool,
     /// A follower reports as flushed only what its log said is flushed.
     pub flush_before_report: bool,
+    /// A new leader adopts the greatest log among the members', not just its own.
+    pub adopt_greatest: bool,
     /// A new leader serves only once all that it adopted is committed, which is flushed at every member.
     pub commit_before_serving: bool,
     /// A Prepare is taken by the epoch and the LSN of the record before it, not by the LSN alone.
@@ -24,6 +26,7 @@ impl Default for Rules {
             reopen_after_restart: true,
             own_flush_counts: true,
             flush_before_report: true,
+            adopt_greatest: true,
             commit_before_serving: true,
             match_epochs: true,
             epoch_on_disk_first: true,
