@@ -65,19 +65,37 @@ fn what_was_proposed_while_the_follower_was_away_commits_by_itself_when_it_is_ba
     until("all replicas agree", || cluster.replicas_agree().then_some(()));
 }
 
+/// Kills a process of a cluster that runs with `--restart`, and waits until it is back.
+fn kill_and_wait(cluster: &Cluster, name: &str) {
+    let Process { pid: old_pid, address, .. } = cluster.process(name);
+    signal(old_pid, Signal::KILL);
+    let report = format!("{name} (process {old_pid}) was killed by signal 9 (SIGKILL); starting it again");
+    cluster.supervisor.output.wait_for("the death is reported", |l| l.contains(&report).then_some(()));
+    let restarted = until("cluster.json is rewritten", || Some(cluster.process(name)).filter(|p| p.pid != old_pid));
+    assert_eq!(restarted.address, address, "it comes back where it was");
+}
+
 #[test]
-fn a_killed_node_is_reported_restarted_and_refuses_its_part() {
+fn a_killed_node_comes_back_with_what_it_had_and_goes_on() {
+    let cluster = Cluster::start(&["--restart"]);
+    let key = cluster.key_on(1, "key");
+    for (at, name) in ["shard1-follower", "shard1-leader"].into_iter().enumerate() {
+        until("writes are taken", || (cluster.put(&key, &json!(at)).status == 200).then_some(()));
+        kill_and_wait(&cluster, name);
+        until("it is served again", || (cluster.get(&key).json()["value"] == json!(at)).then_some(()));
+    }
+    until("writes are taken again", || (cluster.put(&key, &json!("new")).status == 200).then_some(()));
+    until("all replicas agree", || cluster.replicas_agree().then_some(()));
+    assert_eq!(cluster.get(&key).json()["value"], json!("new"));
+}
+
+#[test]
+fn a_node_that_lost_its_data_refuses_its_part() {
     let cluster = Cluster::start(&["--restart"]);
     let key = cluster.key_on(1, "key");
     assert_eq!(cluster.put(&key, &json!("kept")).status, 200);
-    let Process { pid: old_pid, address, .. } = cluster.process("shard1-follower");
-    signal(old_pid, Signal::KILL);
-
-    let report = format!("shard1-follower (process {old_pid}) was killed by signal 9 (SIGKILL); starting it again");
-    cluster.supervisor.output.wait_for("the death is reported", |l| l.contains(&report).then_some(()));
-    let restarted =
-        until("cluster.json is rewritten", || Some(cluster.process("shard1-follower")).filter(|p| p.pid != old_pid));
-    assert_eq!(restarted.address, address, "it comes back where it was");
+    std::fs::remove_dir_all(cluster.dir.path().join("nodes/shard1-follower")).expect("its data are removed");
+    kill_and_wait(&cluster, "shard1-follower");
     let refuses = || {
         let topology = cluster.topology();
         let stats = topology.nodes.into_iter().find(|n| n.node == "shard1-follower")?.stats?;
@@ -169,5 +187,5 @@ fn nothing_outlives_a_killed_supervisor_and_its_directory_is_free_again() {
         until(&format!("{} is gone", process.name), || (!runs(process.pid)).then_some(()));
     }
     let cluster = Cluster::start_in(cluster.into_dir(), &["--shards", "1"]);
-    assert_eq!(cluster.put("key", &json!(1)).status, 200);
+    until("writes are taken", || (cluster.put("key", &json!(1)).status == 200).then_some(()));
 }
