@@ -79,12 +79,14 @@ pub enum Event {
     LogRead {
         /// Whom the records were read for.
         to: NodeId,
-        /// The position of the record that they follow.
+        /// The position of the record that they follow, which was asked for by its LSN.
         previous: Position,
-        /// The records, dense, those that are void left out; none if the log does not reach back so far.
+        /// The records, dense, those that are void left out; none if the log does not reach back so far, and then the
+        /// epoch of `previous` means nothing.
         records: Vec<Record>,
     },
-    /// There is a new connection to a member; nothing of an older one will arrive any more.
+    /// There is a new connection to a member. Nothing that it said on an older one will arrive here any more; what it was
+    /// sent there may still arrive at its end.
     PeerConnected {
         /// Who is at its other end.
         peer: Member,
@@ -115,7 +117,7 @@ pub enum Action {
     /// Append the entry to the log.
     Append(LogEntry),
     /// Read the records of the log that follow this one, or the first of them, and give them back in an
-    /// [`Event::LogRead`]. They are committed. At most one is under way for each node; it is always answered.
+    /// [`Event::LogRead`]. They are committed. One at a time for each node, in one epoch; each has to be answered.
     ReadLog {
         /// Whom they are for.
         to: NodeId,

@@ -114,16 +114,9 @@ impl Leader {
     }
 
     /// A follower could not use a Prepare, since it has records only up to `prepared`.
-    pub(super) fn handle_gap(
-        &mut self,
-        from: NodeId,
-        prepared: Position,
-        committed: Lsn,
-        tail: &Tail,
-        out: &mut Actions,
-    ) {
+    pub(super) fn handle_gap(&mut self, from: NodeId, prepared: Position, tail: &Tail) {
         if let Some(follower) = self.follower(from) {
-            follower.handle_gap(prepared, committed, tail, out);
+            follower.handle_gap(prepared, tail);
         }
     }
 

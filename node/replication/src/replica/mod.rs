@@ -423,9 +423,7 @@ impl Replica {
                     leader.handle_report(now, from, report, self.log.tail());
                     self.maybe_commit(out);
                 }
-                PeerBody::Gap { prepared } => {
-                    leader.handle_gap(from, prepared, self.committed, self.log.tail(), out);
-                }
+                PeerBody::Gap { prepared } => leader.handle_gap(from, prepared, self.log.tail()),
                 PeerBody::Tail { previous, records, last } => self.handle_tail(from, previous, records, last, out),
                 PeerBody::Prepare { .. } | PeerBody::Beacon { .. } | PeerBody::Fetch { .. } => {}
             },

@@ -156,12 +156,12 @@ impl Progress {
         }
     }
 
-    /// It could not use a Prepare, since it has records only up to `prepared`: goes on from there, or asks again if that
-    /// is not in the log.
-    pub(super) fn handle_gap(&mut self, prepared: Position, committed: Lsn, tail: &Tail, out: &mut Actions) {
+    /// It could not use a Prepare, since it has records only up to `prepared`: goes on from there. If that is not in the
+    /// log, it is asked what it has, by the next beacon: not at once, so that no fault makes the two go round and round.
+    pub(super) fn handle_gap(&mut self, prepared: Position, tail: &Tail) {
         let Stream::Open { next, .. } = &mut self.stream else { return };
         if tail.position_at(prepared.lsn) != Some(prepared) {
-            self.ask(committed, out);
+            self.stream = Stream::Asked;
         } else if prepared.lsn < *next {
             *next = prepared.lsn.next();
         }
