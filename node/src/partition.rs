@@ -84,6 +84,16 @@ impl Partition {
         Partition { replica, queued: false, kept, applied, table, pending: Pending::default() }
     }
 
+    /// Gives an event to the replica.
+    pub(crate) fn handle(&mut self, now: Instant64, event: Event, out: &mut Actions) {
+        let epoch = self.replica.configuration().epoch;
+        self.replica.handle(now, event, out);
+        if self.replica.configuration().epoch != epoch {
+            // Of what was pending, the next leader decides; it serves only when all of that is in the table or cut.
+            self.pending = Pending::default();
+        }
+    }
+
     /// The last record that is in the table.
     pub(crate) fn applied(&self) -> Position {
         self.applied

@@ -218,7 +218,7 @@ impl Executor {
         let mut actions = std::mem::take(&mut self.actions);
         if let Some(partition) = self.partition(id) {
             let held = partition.replica.held_bytes();
-            partition.replica.handle(now, event, &mut actions);
+            partition.handle(now, event, &mut actions);
             let holds = partition.replica.held_bytes();
             self.held_bytes = self.held_bytes + holds - held;
         }

@@ -13,6 +13,7 @@ use kv_storage::{
     },
     recovery::{Recovered, Recovery, Scanned},
 };
+use rustix::fs::{Advice, fadvise};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -88,8 +89,7 @@ pub(super) fn restore(
     let (mut bytes, mut told, mut read) = (Vec::new(), began, 0);
     for (at, id) in ids.iter().enumerate() {
         let path = files.path(*id);
-        bytes.clear();
-        File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(io_error("read", &path))?;
+        read_from_disk(&path, &mut bytes).map_err(io_error("read", &path))?;
         let scanned = recovery.take_segment(*id, &bytes);
         let scanned = scanned.map_err(|source| RestoreError::Format { path: path.clone(), source })?;
         if let Some(what) = &scanned.damage {
@@ -130,6 +130,17 @@ pub(super) fn restore(
         }
     }
     Ok(Restored { recovered, segments })
+}
+
+/// Reads a segment as the disk has it. What is restored is taken for being on disk, so what the last process wrote and did
+/// not sync has to be synced first; and what the kernel holds of a file whose sync failed is not what the disk has.
+fn read_from_disk(path: &Path, bytes: &mut Vec<u8>) -> io::Result<()> {
+    bytes.clear();
+    let mut file = File::open(path)?;
+    file.sync_data()?;
+    fadvise(&file, 0, None, Advice::DontNeed)?;
+    file.read_to_end(bytes)?;
+    Ok(())
 }
 
 /// The newest checkpoint of each partition; what is left of older ones, and of those that were not published, is removed.
