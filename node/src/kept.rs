@@ -5,14 +5,15 @@
 //! * It is told that a configuration or a cut is on disk only when it is, whatever writes wait for.
 
 use kv_proto::{
-    ids::{Lsn, PartitionId},
-    replication::Position,
+    ids::{Epoch, Lsn, PartitionId},
+    replication::{Position, Record},
 };
 use kv_replication::replica::LogEntry;
 use kv_storage::log::{
     gather::Part,
     index::{Index, Place},
 };
+use std::collections::BTreeMap;
 
 /// What is kept of a partition.
 #[derive(Debug, Default)]
@@ -65,6 +66,12 @@ impl Kept {
         }
     }
 
+    /// A checkpoint that starts here is published.
+    pub(crate) fn release(&mut self, start: Position) {
+        self.released = start;
+        self.index.release(start.lsn);
+    }
+
     /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
     /// for the disk.
     pub(crate) fn take_news(&mut self, at_once: bool) -> Option<u64> {
@@ -73,6 +80,30 @@ impl Kept {
             self.told = upto;
             upto
         })
+    }
+
+    /// The first `batches` that have what follows the record `after`, and that record itself, if it has to be there.
+    pub(crate) fn places(&self, after: Lsn, batches: usize) -> Vec<Place> {
+        if after < self.released.lsn {
+            Vec::new() // what follows it is in a checkpoint only
+        } else {
+            self.index.find(after.max(Lsn(1)), batches)
+        }
+    }
+
+    /// Of what was read there: the records that follow `after`, and its position. If the log does not reach back so far, that
+    /// has no epoch, and no records follow.
+    pub(crate) fn following(&self, after: Lsn, mut records: BTreeMap<Lsn, Record>) -> (Position, Vec<Record>) {
+        let previous = match records.get(&after) {
+            Some(record) => record.position,
+            None if after == self.released.lsn => self.released,
+            None => return (Position { epoch: Epoch(0), lsn: after }, Vec::new()),
+        };
+        let mut follow = Vec::new();
+        while let Some(record) = records.remove(&Lsn(after.0 + 1 + follow.len() as u64)) {
+            follow.push(record);
+        }
+        (previous, follow)
     }
 }
 
@@ -84,7 +115,7 @@ pub(crate) fn partitions(parts: &[Part]) -> Vec<PartitionId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_proto::replication::Record;
+    use kv_storage::log::{SegmentId, StreamId};
 
     fn part(entries: u64, last: u64) -> Part {
         Part {
@@ -114,5 +145,26 @@ mod tests {
         assert_eq!(kept.take_news(false), None, "it was told before");
         kept.handle_flushed(&part(1, 2));
         assert_eq!(kept.take_news(false), Some(3));
+    }
+    #[test]
+    fn what_is_not_in_the_log_any_more_is_said_of_the_record_that_was_asked_for() {
+        let at = |lsn| Position { epoch: Epoch(2), lsn: Lsn(lsn) };
+        let segment = SegmentId { stream: StreamId { generation: 1, executor: 0 }, number: 1 };
+        let mut kept = Kept::new(at(4), Lsn(7), Index::default());
+        kept.handle_place(Place { segment, offset: 0, first: Lsn(5), last: Lsn(7) });
+        let record = |lsn| (Lsn(lsn), Record { position: at(lsn), operation_id: None, payload: [].into() });
+        let read = |kept: &Kept, after| {
+            let found = kept.places(Lsn(after), 9).iter().flat_map(|p| p.first.0..=p.last.0).map(record).collect();
+            let (previous, records) = kept.following(Lsn(after), found);
+            (previous, records.iter().map(|r| r.position.lsn.0).collect::<Vec<_>>())
+        };
+        assert_eq!(read(&kept, 3), (Position { epoch: Epoch(0), lsn: Lsn(3) }, vec![]));
+        assert_eq!(read(&kept, 4), (at(4), vec![5, 6, 7]));
+        assert_eq!(read(&kept, 6), (at(6), vec![7]));
+        assert_eq!(read(&kept, 7), (at(7), vec![]));
+        kept.release(at(7));
+        kept.handle_place(Place { segment, offset: 4096, first: Lsn(8), last: Lsn(9) });
+        assert_eq!(read(&kept, 6), (Position { epoch: Epoch(0), lsn: Lsn(6) }, vec![]));
+        assert_eq!(read(&kept, 7), (at(7), vec![8, 9]), "what a checkpoint starts at is known, and not in the log");
     }
 }

@@ -81,8 +81,7 @@ pub(super) async fn keep_log_short(this: Weak<RefCell<Executor>>, wake: Wake) {
 
 /// Writes a checkpoint; whether it is published, or `None` when the executor has ended.
 async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<bool> {
-    let Some((file, mut encoder, header)) = with(this, |e| e.begin_checkpoint(id))? else { return Some(false) };
-    let start = file.start;
+    let Some((file, start, mut encoder, header)) = with(this, |e| e.begin_checkpoint(id))? else { return Some(false) };
     send(this, &file, header)?;
     let mut walk = Walk::new();
     let end = loop {
@@ -165,7 +164,7 @@ impl Executor {
         }
     }
 
-    fn begin_checkpoint(&mut self, id: PartitionId) -> Option<(CheckpointFile, Encoder, Vec<u8>)> {
+    fn begin_checkpoint(&mut self, id: PartitionId) -> Option<(CheckpointFile, Position, Encoder, Vec<u8>)> {
         self.checkpoints.published = None;
         let (executor, storage) = (self.index, self.shared.storage.clone());
         let partition = self.partition(id)?;
@@ -179,7 +178,8 @@ impl Executor {
         storage.reserve(partition.table_bytes() * 5 / 4);
         let (encoder, bytes) = Encoder::new(storage.identity, &header);
         let waiting = Arc::new(AtomicUsize::new(0));
-        Some((CheckpointFile { executor, partition: id, start: start.lsn, waiting }, encoder, bytes))
+        let file = CheckpointFile { executor, partition: id, start: start.lsn, waiting };
+        Some((file, start, encoder, bytes))
     }
 
     /// Walks a slice; its bytes, and what the table is like when it was the last. Nothing when the partition is not
@@ -202,10 +202,10 @@ impl Executor {
         self.checkpoints.published = Some(published);
     }
 
-    fn handle_checkpointed(&mut self, id: PartitionId, start: Lsn) {
-        self.shared.storage.catalog().release(id, start);
+    fn handle_checkpointed(&mut self, id: PartitionId, start: Position) {
+        self.shared.storage.catalog().release(id, start.lsn);
         if let Some(partition) = self.partition(id) {
-            partition.kept.index.release(start);
+            partition.kept.release(start);
         }
         self.shared.storage.let_go();
     }

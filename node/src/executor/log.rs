@@ -15,7 +15,7 @@ use kv_proto::{
     cluster_map::AckMode,
     error_code::{ErrorCode, WireError},
     ids::{ExecutorIndex, Lsn, NodeId, PartitionId},
-    replication::{Position, Record},
+    replication::Record,
 };
 use kv_replication::replica::Event;
 use kv_storage::log::{gather::Gather, writer::Flushed};
@@ -183,36 +183,17 @@ impl Executor {
     /// Has records read that a replica does not hold any more.
     pub(super) fn read_log(&mut self, id: PartitionId, to: NodeId, after: Lsn) {
         let Some(partition) = self.partition(id) else { return };
-        let places = if after < partition.kept.released.lsn {
-            Vec::new() // what follows it is in a checkpoint only
-        } else {
-            partition.kept.index.find(after.max(Lsn(1)), READ_BATCHES)
-        };
+        let places = partition.kept.places(after, READ_BATCHES);
         let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };
         self.shared.storage.ask(Job::Read(read));
     }
 
     /// Records were read.
-    pub(super) fn handle_log_read(&mut self, read: &ReadLog, to: NodeId, mut records: BTreeMap<Lsn, Record>) {
+    pub(super) fn handle_log_read(&mut self, read: &ReadLog, to: NodeId, records: BTreeMap<Lsn, Record>) {
         let Some(partition) = self.partition(read.partition) else { return };
-        let released = partition.kept.released;
-        let previous = match records.get(&read.after) {
-            Some(record) => Some(record.position),
-            None if read.after == released.lsn => Some(released),
-            None => None,
-        };
-        let mut follow = Vec::new();
-        let mut next = read.after.next();
-        while let Some(record) = records.remove(&next) {
-            follow.push(record);
-            next = next.next();
-        }
-        let previous = previous.unwrap_or_else(|| {
-            follow.clear();
-            Position::default()
-        });
+        let (previous, records) = partition.kept.following(read.after, records);
         let id = read.partition;
-        self.give(clock::now(), id, Event::LogRead { to, previous, records: follow });
+        self.give(clock::now(), id, Event::LogRead { to, previous, records });
         self.touch(id);
     }
 
