@@ -29,8 +29,9 @@ pub(super) struct Replay {
     base: Position,
     /// The last record in the table.
     applied: Position,
-    /// The greatest LSN that is known to be committed.
+    /// The greatest LSN that is known to be committed, in this history.
     committed: Lsn,
+    history: Option<HistoryId>,
     /// The records after `applied` that are not void; a copy can come before what it stands before.
     pending: BTreeMap<Lsn, Record>,
     /// Up to where the log says that there are records, and of which epochs they are.
@@ -109,7 +110,14 @@ impl Replay {
     pub(super) fn take(&mut self, entry: Entry, segment: SegmentId, offset: u64) {
         match &entry.content {
             Content::Reset { configuration, base } => return self.reset(configuration.clone(), *base),
-            Content::State { configuration, .. } => self.take_configuration(configuration.clone()),
+            Content::State { configuration, .. } => {
+                let history = configuration.history;
+                if self.history.replace(history).is_some_and(|before| before != history) {
+                    // There was a reset, or a person went on with what this log has: the state says what counts.
+                    self.committed = Lsn(0);
+                }
+                self.take_configuration(configuration.clone());
+            }
             Content::Record { .. } | Content::Cut { .. } => {}
         }
         if self.fault.is_some() {
@@ -185,6 +193,7 @@ impl Replay {
         *self = Replay {
             configuration: before,
             committed: base.lsn,
+            history: Some(configuration.history),
             end: Epochs::at(base),
             awaited: Some(awaited),
             stream,
