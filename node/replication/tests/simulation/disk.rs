@@ -20,7 +20,7 @@ use kv_storage::{
     log::{
         SegmentId, StreamId,
         catalog::Catalog,
-        format::{self, BLOCK_BYTES, Content, Identity},
+        format::{self, BLOCK_BYTES, Content, Found, Identity},
         gather::{Chunk, Gather},
         index::Place,
         writer::{Flushed, StreamOptions, WriteError, Writer},
@@ -265,9 +265,7 @@ impl Disk {
         writer.open().map_err(|error| format!("a new generation: {error}"))?;
         catalog.open(writer.segment().expect("the first"), segment_bytes);
         let mut gather = Gather::default();
-        if let (Some(configuration), None) = (&restored.configuration, &restored.fault) {
-            gather.adopt(PARTITION, configuration, last.lsn, restored.applied.lsn);
-        }
+        gather.adopt(PARTITION, &restored);
         self.process = Some(Process {
             gather,
             writer,
@@ -462,7 +460,7 @@ impl Disk {
             let Some(bytes) = files.segments.get(&place.segment) else { continue };
             let bytes = &bytes[place.offset as usize..];
             let Some(batch) = format::read_batch(bytes, &self.identity, place.segment, place.offset) else { continue };
-            let mut body = batch.body;
+            let mut body = &*batch.body;
             while !body.is_empty() {
                 let entry = format::read_entry(&mut body).expect("an entry");
                 if let Content::Record { record, .. } = entry.content
@@ -489,16 +487,17 @@ impl Disk {
             out += &format!("{}: checkpoint from {start}\n", self.identity.node);
         }
         for batch in self.batches() {
-            let files = self.files.borrow();
-            let bytes = &files.segments[&batch.segment][batch.place.clone()];
-            let mut body = &bytes[format::BATCH_HEADER_BYTES..];
+            let (files, at) = (self.files.borrow(), batch.place.start);
+            let bytes = &files.segments[&batch.segment][at..];
+            let found = format::read_batch(bytes, &self.identity, batch.segment, at as u64).expect("an intact batch");
+            let mut body = &*found.body;
             out += &format!("{} at {}\n", batch.segment, batch.place.start);
             while !body.is_empty() {
                 let entry = format::read_entry(&mut body).expect("an entry");
                 let what = match entry.content {
                     Content::Record { record, copy } => format!("record {} copy {copy}", record.position),
-                    Content::State { configuration, last } => {
-                        format!("state epoch {} last {last}", configuration.epoch)
+                    Content::State { configuration, last, faulty } => {
+                        format!("state epoch {} last {last} faulty {faulty}", configuration.epoch)
                     }
                     other => format!("{other:?}"),
                 };
@@ -514,18 +513,17 @@ impl Disk {
         for (id, bytes) in &files.segments {
             let mut offset = BLOCK_BYTES;
             while offset < bytes.len() {
-                let Some(batch) = format::read_batch(&bytes[offset..], &self.identity, *id, offset as u64) else {
-                    offset += BLOCK_BYTES;
-                    continue;
-                };
-                let (mut body, mut has_state) = (batch.body, false);
+                let (found, length) = format::find_batch(&bytes[offset..], &self.identity, *id, offset as u64);
+                let at = offset;
+                offset += length as usize;
+                let Found::Batch(batch) = found else { continue };
+                let (mut body, mut has_state) = (&*batch.body, false);
                 while !body.is_empty() {
                     let entry = format::read_entry(&mut body).expect("an entry");
                     has_state |= matches!(entry.content, Content::State { .. });
                 }
-                let place = offset..offset + format::BATCH_HEADER_BYTES + batch.body.len();
+                let place = at..at + format::BATCH_HEADER_BYTES + batch.body.len();
                 batches.push(Batch { segment: *id, place, entries: batch.entries, has_state });
-                offset += batch.blocks_bytes() as usize;
             }
         }
         batches
