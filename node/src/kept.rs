@@ -82,6 +82,12 @@ impl Kept {
         })
     }
 
+    /// Whether what follows the record `after` can be read, of which at least one is committed. Where writes do not wait for the
+    /// disk it may not be there yet, and whoever needs it would be told that the log does not reach back so far.
+    pub(crate) fn can_read(&self, after: Lsn) -> bool {
+        self.last_on_disk > after
+    }
+
     /// The first `batches` that have what follows the record `after`, and that record itself, if it has to be there.
     pub(crate) fn places(&self, after: Lsn, batches: usize) -> Vec<Place> {
         if after < self.released.lsn {

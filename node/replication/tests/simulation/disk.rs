@@ -108,7 +108,7 @@ impl Log {
     }
 
     /// Whether this is what was read back.
-    fn check(&self, found: &Restored) -> Verdict {
+    fn check(&self, found: &Restored, published: &Option<Configuration>) -> Verdict {
         let applied = found.applied.lsn.0 as usize;
         let here = self.records.get(..applied).map(|r| r.last().map(|r| r.position).unwrap_or_default());
         let same = here == Some(found.applied) && self.records[applied..] == found.tail[..];
@@ -117,7 +117,8 @@ impl Log {
             format!("applied {}, then {} to {end}; it was {}", found.applied, found.tail.len(), self.last())
         })?;
         let epoch = |c: &Option<Configuration>| c.as_ref().map(|c| c.epoch);
-        let (found, was) = (&found.configuration, &self.configuration);
+        let was = if epoch(published) > epoch(&self.configuration) { published } else { &self.configuration };
+        let found = &found.configuration;
         ensure(found == was, || format!("epoch {:?}; it was {:?}", epoch(found), epoch(was)))
     }
 }
@@ -172,6 +173,8 @@ pub(crate) struct Disk {
     durable: Log,
     /// What takes back the last batch that is synced.
     last: Option<Undo>,
+    /// The configuration that the checkpoint says; the log may not have it yet.
+    pub(crate) published: Option<Configuration>,
     /// The batch that the last process wrote and did not sync.
     in_flight: Vec<LogEntry>,
     harm: Harm,
@@ -201,6 +204,7 @@ impl Disk {
             live: Log::default(),
             durable: Log::default(),
             last: None,
+            published: None,
             in_flight: Vec::new(),
             harm: Harm::None,
             faulty: false,
@@ -326,13 +330,14 @@ impl Disk {
             return ensure(self.harm != Harm::None, || format!("{node} is taken for damaged, and is not: {fault}"));
         }
         let in_flight = std::mem::take(&mut self.in_flight);
-        let without = self.durable.check(restored);
+        let without = self.durable.check(restored, &self.published);
         if let Err(without) = without {
             self.last = Some(self.durable.bring_batch(&in_flight));
-            self.durable.check(restored).map_err(|with| {
+            self.durable.check(restored, &self.published).map_err(|with| {
                 format!("{node} came back ({:?}) with {with}; or without its last batch: {without}", self.harm)
             })?;
         }
+        self.durable.configuration.clone_from(&restored.configuration);
         self.live = self.durable.clone();
         if self.harm == Harm::Cut {
             self.harm = Harm::None; // It stays as it was read now.
@@ -444,6 +449,10 @@ impl Disk {
         if power {
             self.files.borrow_mut().lose_power(random);
         }
+    }
+
+    pub(crate) fn can_read(&self, after: Lsn) -> bool {
+        self.process.as_ref().is_some_and(|p| p.kept.can_read(after))
     }
 
     /// The committed records after `after`, or some of them, and the position that they follow.

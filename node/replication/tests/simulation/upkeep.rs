@@ -31,6 +31,7 @@ pub(crate) struct Upkeep {
 /// A checkpoint that is not published.
 struct Making {
     start: Position,
+    configuration: Configuration,
     encoder: Option<Encoder>,
     bytes: Vec<u8>,
     walk: Walk,
@@ -73,8 +74,8 @@ impl Disk {
         let (partition, start) = (PARTITION, process.applied);
         let header = Header { cluster: CLUSTER, partition, configuration: configuration.clone(), start };
         let (encoder, bytes) = Encoder::new(self.identity, &header);
-        process.upkeep.checkpoint =
-            Some(Making { start, encoder: Some(encoder), bytes, walk: Walk::new(), end: start.lsn });
+        let (configuration, encoder, walk, end) = (header.configuration, Some(encoder), Walk::new(), start.lsn);
+        process.upkeep.checkpoint = Some(Making { start, configuration, encoder, bytes, walk, end });
     }
 
     fn go_on_with_checkpoint(&mut self) {
@@ -94,12 +95,13 @@ impl Disk {
         if process.kept.last_on_disk < making.end && self.rules.publish_when_on_disk {
             return;
         }
-        let Making { start, bytes, .. } = process.upkeep.checkpoint.take().expect("it was just there");
+        let Making { start, configuration, bytes, .. } = process.upkeep.checkpoint.take().expect("it was just there");
         {
             let mut files = self.files.borrow_mut();
             files.checkpoints.insert(start.lsn, bytes);
             files.checkpoints.retain(|older, _| *older >= start.lsn);
         }
+        self.published = Some(configuration);
         process.upkeep.checkpoints += 1;
         process.catalog.release(PARTITION, start.lsn);
         process.kept.release(start);

@@ -53,6 +53,8 @@ pub(crate) struct Coverage {
     pub(crate) cut_short: u64,
     pub(crate) faulty: u64,
     pub(crate) wiped: u64,
+    /// Runs that end with a replica that needs a copy of the table.
+    pub(crate) needs_copy: u64,
 }
 
 impl Coverage {
@@ -96,6 +98,7 @@ impl std::ops::AddAssign for Coverage {
         self.cut_short += other.cut_short;
         self.faulty += other.faulty;
         self.wiped += other.wiped;
+        self.needs_copy += other.needs_copy;
     }
 }
 
@@ -348,6 +351,14 @@ impl World {
 
     pub(crate) fn hear(&mut self, from: usize, to: usize, letter: Option<Letter>) -> Verdict {
         let Some((epoch, body)) = letter else { return Ok(()) };
+        if std::env::var_os("KV_SIM_TRACE").is_some() {
+            let t = format!("{body:?}");
+            println!(
+                "TR {} {from}->{to} e{epoch} {}",
+                self.now.0 / 1000000,
+                t.replace(|c: char| c == '\n', " ").chars().take(400).collect::<String>()
+            );
+        }
         self.give(to, Event::Message { from: self.nodes[from].member.node, epoch, body })
     }
 
@@ -360,6 +371,10 @@ impl World {
 
     pub(crate) fn answer_read(&mut self, node: usize) -> Verdict {
         let Some((to, after)) = self.nodes[node].reads.pop_front() else { return Ok(()) };
+        if !self.nodes[node].disk.can_read(after) {
+            self.nodes[node].reads.push_back((to, after));
+            return Ok(());
+        }
         let (previous, records) = self.nodes[node].disk.read(after);
         self.give(node, Event::LogRead { to, previous, records })
     }
