@@ -11,6 +11,8 @@
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
+#[doc(hidden)]
+pub mod bench_wal;
 mod byte_size;
 mod clock;
 mod executor;

@@ -140,14 +140,7 @@ impl SegmentFiles {
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
         let (path, beside) = (self.dir.join(format!("spare-{number}")), self.dir.join(format!("spare-{number}.new")));
         let write = || -> io::Result<()> {
-            let mut file = File::create(&beside)?;
-            let mut left = self.segment_bytes;
-            while left > 0 {
-                let bytes = left.min(ZEROS.len() as u64);
-                file.write_all(&ZEROS[..bytes as usize])?;
-                left -= bytes;
-            }
-            file.sync_all()?;
+            write_zeros(&beside, self.segment_bytes)?;
             fs::rename(&beside, &path)
         };
         write().map_err(|error| {
@@ -207,6 +200,24 @@ impl Media for StreamFiles {
     fn sync(&mut self) -> io::Result<()> {
         self.current.as_ref().expect("a segment was created").sync_data()
     }
+}
+
+/// Makes a file of zeros that is on disk, its length too.
+fn write_zeros(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    let mut left = bytes;
+    while left > 0 {
+        let bytes = left.min(ZEROS.len() as u64);
+        file.write_all(&ZEROS[..bytes as usize])?;
+        left -= bytes;
+    }
+    file.sync_all()
+}
+
+/// A file as segments are, to be written to.
+pub(crate) fn preallocated(path: &Path, bytes: u64) -> io::Result<File> {
+    write_zeros(path, bytes)?;
+    open_for_writing(path)
 }
 
 /// Opens a segment so that writes go to the disk and not to the page cache, which would have to be written back by the

@@ -18,6 +18,7 @@ mod worker;
 
 pub(crate) use data_dir::DataDir;
 pub use data_dir::DataDirError;
+pub(crate) use files::preallocated;
 pub use restore::RestoreError;
 pub(crate) use stream::Stream;
 pub(crate) use worker::{CheckpointFile, Job, ReadLog};
