@@ -52,7 +52,7 @@ impl Kept {
     /// A batch with entries of the partition is on disk.
     pub(crate) fn handle_flushed(&mut self, part: &Part) {
         self.on_disk += part.entries;
-        self.last_on_disk = part.last;
+        self.last_on_disk = part.last.lsn;
         if let Some(from) = part.voids {
             self.index.void(from);
         }
@@ -84,7 +84,7 @@ pub(crate) fn partitions(parts: &[Part]) -> Vec<PartitionId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_proto::replication::Record;
+    use kv_proto::{ids::Epoch, replication::Record};
 
     fn part(entries: u64, last: u64) -> Part {
         Part {
@@ -92,9 +92,11 @@ mod tests {
             entries,
             records: None,
             voids: None,
-            last: Lsn(last),
+            last: Position { epoch: Epoch(1), lsn: Lsn(last) },
             committed: Lsn(0),
             configuration: None,
+            faulty: false,
+            reset: None,
         }
     }
 

@@ -196,11 +196,7 @@ impl Executor {
     fn add_partition(&mut self, now: Instant64, id: PartitionId, configuration: Configuration) {
         let shared = self.shared.clone();
         let restored = shared.storage.take_restored(id);
-        if let (Some(configuration), None) = (&restored.restored.configuration, &restored.restored.fault) {
-            let applied = restored.restored.applied;
-            let last = restored.restored.tail.last().map_or(applied, |r| r.position);
-            self.log.gather.adopt(id, configuration, last.lsn, applied.lsn);
-        }
+        self.log.gather.adopt(id, &restored.restored);
         let mut actions = std::mem::take(&mut self.actions);
         let options = shared.settings.replica;
         let partition = Partition::new(id, shared.me, configuration, restored, options, now, &mut actions);

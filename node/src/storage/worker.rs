@@ -233,7 +233,8 @@ impl Worker {
         file.read_exact_at(&mut bytes, place.offset)?;
         let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let batch = format::read_batch(&bytes, &self.identity, place.segment, place.offset);
-        let mut body = batch.ok_or_else(|| damaged("a batch is damaged"))?.body;
+        let batch = batch.ok_or_else(|| damaged("a batch is damaged"))?;
+        let mut body = &batch.body[..];
         let mut records = Vec::new();
         while !body.is_empty() {
             let entry = format::read_entry(&mut body).map_err(|e| damaged(&e.to_string()))?;

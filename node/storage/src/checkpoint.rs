@@ -28,8 +28,11 @@ use std::io::{self, Read};
 
 const MAGIC: [u8; 8] = *b"kv-ckpt\n";
 const FORMAT_VERSION: u32 = 1;
+const KIND_HEADER: u8 = 0;
 const KIND_ENTRIES: u8 = 1;
 const KIND_FOOTER: u8 = 255;
+/// Bytes of an entry before its key.
+const ENTRY_HEADER_BYTES: usize = 23;
 /// Bytes before a header's or chunk's content: length, checksum, kind and padding.
 const FRAME_BYTES: usize = 12;
 /// Longest chunk that is read, in bytes: more than an entry of the greatest value.
@@ -108,13 +111,14 @@ impl Encoder {
         let encoder = Encoder { identity, partition, start, chunks: 0, entries: 0, body: Vec::new() };
         // The header's length and checksum stand before it, as with every chunk, so that it can be read the same way.
         let mut framed = Vec::new();
-        frame(&mut framed, crc32c::crc32c(&MAGIC), 0, &out);
+        frame(&mut framed, crc32c::crc32c(&MAGIC), KIND_HEADER, &out);
         (encoder, framed)
     }
 
     /// Takes an entry.
     pub fn push(&mut self, key: &[u8], entry: Entry<'_>) {
         self.entries += 1;
+        self.body.reserve(ENTRY_HEADER_BYTES + key.len() + entry.content_type.len() + entry.value.len());
         let out = &mut self.body;
         out.extend_from_slice(&entry.lsn.0.to_le_bytes());
         out.extend_from_slice(&entry.expires.map_or(0, Expiry::ms).to_le_bytes());
@@ -153,6 +157,7 @@ impl Encoder {
 }
 
 fn frame(out: &mut Vec<u8>, seed: u32, kind: u8, body: &[u8]) {
+    assert!(body.len() <= MAX_CHUNK_BYTES, "a chunk of {} bytes, which nobody would read", body.len());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     let kind = [kind, 0, 0, 0];
     let checksum =
@@ -176,6 +181,9 @@ fn read_frame(source: &mut impl Read, seed: u32, body: &mut Vec<u8>) -> Result<u
     if found.to_le_bytes() != head[4..8] {
         return Err(FormatError::Damaged("a checksum does not match").into());
     }
+    if head[9..] != [0; 3] {
+        return Err(FormatError::Damaged("a chunk with unknown flags").into());
+    }
     Ok(head[8])
 }
 
@@ -191,11 +199,9 @@ fn read_exact(source: &mut impl Read, out: &mut [u8]) -> Result<(), ReadError> {
 /// # Errors
 /// When it is not whole, or not of this disk and partition.
 pub fn read(source: &mut impl Read, identity: &Identity) -> Result<(Header, Table, Footer), ReadError> {
-    let mut body = Vec::new();
-    read_frame(source, crc32c::crc32c(&MAGIC), &mut body)?;
-    let header = read_header(&body, identity)?;
-    let mut table = Table::default();
-    let (mut chunks, mut entries) = (0, 0);
+    let header = read_only_header(source, identity)?;
+    let (mut table, mut body) = (Table::default(), Vec::new());
+    let (mut chunks, mut entries, mut newest) = (0, 0, Lsn(0));
     loop {
         chunks += 1;
         let kind = read_frame(source, seed(identity, header.partition, header.start, chunks), &mut body)?;
@@ -205,12 +211,13 @@ pub fn read(source: &mut impl Read, identity: &Identity) -> Result<(Header, Tabl
                 while !fields.0.is_empty() {
                     let (key, entry) = read_entry(&mut fields)?;
                     table.put_if_newer(key, entry);
-                    entries += 1;
+                    (entries, newest) = (entries + 1, newest.max(entry.lsn));
                 }
             }
             KIND_FOOTER => {
-                let footer = Footer { end: Lsn(fields.u64()?), entries: fields.u64()?, digest: fields.u64()? };
-                if footer.entries != entries || footer.end < header.start.lsn {
+                let footer = Footer { end: Lsn(fields.count()?), entries: fields.u64()?, digest: fields.u64()? };
+                let ends = fields.0.is_empty() && source.by_ref().take(1).read_to_end(&mut Vec::new())? == 0;
+                if !ends || footer.entries != entries || footer.end < header.start.lsn || footer.end < newest {
                     return Err(FormatError::Damaged("its footer does not go with it").into());
                 }
                 return Ok((header, table, footer));
@@ -226,7 +233,9 @@ pub fn read(source: &mut impl Read, identity: &Identity) -> Result<(Header, Tabl
 /// As [`read`].
 pub fn read_only_header(source: &mut impl Read, identity: &Identity) -> Result<Header, ReadError> {
     let mut body = Vec::new();
-    read_frame(source, crc32c::crc32c(&MAGIC), &mut body)?;
+    if read_frame(source, crc32c::crc32c(&MAGIC), &mut body)? != KIND_HEADER {
+        return Err(FormatError::Damaged("no header of a checkpoint").into());
+    }
     Ok(read_header(&body, identity)?)
 }
 
@@ -244,7 +253,11 @@ fn read_header(body: &[u8], identity: &Identity) -> Result<Header, FormatError> 
         return Err(FormatError::OtherDisk { node, disk });
     }
     let (partition, start) = (PartitionId(fields.u16()?), fields.position()?);
-    Ok(Header { cluster, partition, start, configuration: read_configuration(&mut fields)? })
+    let configuration = read_configuration(&mut fields)?;
+    if !fields.0.is_empty() {
+        return Err(FormatError::Damaged("a header that is longer than what it says"));
+    }
+    Ok(Header { cluster, partition, configuration, start })
 }
 
 fn read_entry<'a>(fields: &mut Fields<'a>) -> Result<(&'a [u8], Entry<'a>), FormatError> {

@@ -4,6 +4,8 @@
 //! * A segment is let go only when every record in it is in a published checkpoint or was copied forward, and the state of
 //!   every partition in it stands in a younger segment on disk.
 //! * Segments of a stream are let go from the oldest on, so that a number that is missing between two others is damage.
+//! * A reset stays as long as any record that it makes void: a checkpoint says nothing of those, and what their log said
+//!   to be committed may be of another history.
 
 use super::{SegmentId, writer::Sealed};
 use kv_proto::ids::{Lsn, PartitionId};
@@ -23,6 +25,8 @@ struct Segment {
     bytes: u64,
     /// By partition with records in it: the greatest LSN.
     last: BTreeMap<PartitionId, Lsn>,
+    /// The partitions that were reset in it.
+    resets: BTreeMap<PartitionId, Lsn>,
     /// Of an earlier generation: partitions whose states stand here, and may stand nowhere else.
     states: BTreeSet<PartitionId>,
     /// When it was sealed; `None` while it is written to.
@@ -49,8 +53,13 @@ impl Catalog {
 
     /// A segment is full, or of an earlier generation. `states` are the partitions whose states may stand nowhere else.
     pub fn seal(&mut self, sealed: Sealed, bytes: u64, states: BTreeSet<PartitionId>) {
+        for (partition, base) in &sealed.resets {
+            // What was released was of what is void now, and so is everything in older segments.
+            let need = self.needs.entry(*partition).or_default();
+            (need.released, need.copied) = (*base, need.copied.max(Some(self.sealed)));
+        }
         self.sealed += 1;
-        let segment = Segment { bytes, last: sealed.last, states, age: Some(self.sealed) };
+        let segment = Segment { bytes, last: sealed.last, resets: sealed.resets, states, age: Some(self.sealed) };
         self.segments.insert(sealed.id, segment);
     }
 
@@ -65,7 +74,13 @@ impl Catalog {
         need.released = need.released.max(lsn);
     }
 
-    /// The records of a partition in the segments up to this age are on disk in younger ones too.
+    /// A partition that was faulty was reset, on disk: what it needs counts again.
+    pub fn free(&mut self, partition: PartitionId) {
+        self.needs.entry(partition).or_default().held = false;
+    }
+
+    /// The records of a partition in the segments up to this age are on disk in younger ones too: all that are not void, and
+    /// only what is committed can be copied.
     pub fn copied(&mut self, partition: PartitionId, age: u64) {
         let need = self.needs.entry(partition).or_default();
         need.copied = need.copied.max(Some(age));
@@ -96,6 +111,12 @@ impl Catalog {
         records.map(|(partition, last)| (*partition, *last)).chain(states.map(|partition| (*partition, Lsn(0))))
     }
 
+    /// Whether it has a reset, and an older one has records that this makes void.
+    fn is_shield(&self, id: SegmentId, segment: &Segment) -> bool {
+        let older = |partition| self.segments.range(..id).any(|(_, s)| s.last.contains_key(partition));
+        segment.resets.keys().any(older)
+    }
+
     /// The oldest sealed segment of each stream.
     fn fronts(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
         let mut stream = None;
@@ -118,7 +139,7 @@ impl Catalog {
     pub fn take_unneeded(&mut self) -> Vec<(SegmentId, u64)> {
         let mut unneeded = Vec::new();
         loop {
-            let free = self.fronts().filter(|(_, s)| self.pins(s).next().is_none());
+            let free = self.fronts().filter(|(id, s)| self.pins(s).next().is_none() && !self.is_shield(*id, s));
             let Some((id, bytes)) = free.map(|(id, s)| (id, s.bytes)).next() else { return unneeded };
             self.segments.remove(&id);
             unneeded.push((id, bytes));
@@ -136,7 +157,8 @@ mod tests {
     }
 
     fn sealed(id: SegmentId, last: &[(u16, u64)]) -> Sealed {
-        Sealed { id, last: last.iter().map(|(p, l)| (PartitionId(*p), Lsn(*l))).collect() }
+        let last = last.iter().map(|(p, l)| (PartitionId(*p), Lsn(*l))).collect();
+        Sealed { id, last, resets: BTreeMap::new() }
     }
 
     #[test]
@@ -172,5 +194,21 @@ mod tests {
         assert_eq!(catalog.take_unneeded(), [(id(2, 0, 1), 10), (id(2, 0, 2), 10)]);
         assert_eq!(catalog.bytes(), 10, "what is written to stays");
         assert_eq!(catalog.oldest(), None);
+    }
+
+    #[test]
+    fn a_reset_stays_as_long_as_what_it_makes_void() {
+        let mut catalog = Catalog::default();
+        catalog.release(PartitionId(0), Lsn(200));
+        catalog.seal(sealed(id(1, 0, 1), &[(0, 300), (1, 2)]), 10, BTreeSet::new());
+        catalog.open(id(2, 0, 1), 10);
+        let resets = BTreeMap::from([(PartitionId(0), Lsn(100))]);
+        catalog.seal(Sealed { resets, ..sealed(id(2, 0, 1), &[(0, 150)]) }, 10, BTreeSet::new());
+        catalog.open(id(2, 0, 2), 10);
+        assert_eq!(catalog.oldest(), Some((1, vec![(PartitionId(1), Lsn(2))])), "what was reset needs nothing older");
+        catalog.release(PartitionId(0), Lsn(160));
+        assert_eq!(catalog.take_unneeded(), []);
+        catalog.copied(PartitionId(1), 1);
+        assert_eq!(catalog.take_unneeded(), [(id(1, 0, 1), 10), (id(2, 0, 1), 10)]);
     }
 }

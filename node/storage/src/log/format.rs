@@ -4,6 +4,10 @@
 //! * Bytes from a disk never panic, and nothing is allocated for a length that was not checked.
 //! * Every checksum is seeded with the disk, the stream and the place for which the bytes were written, so that what is
 //!   left in a recycled segment, or was copied from elsewhere, never looks valid.
+//! * No block within a batch begins as a batch does: what clients have written there is never taken for one, be it in
+//!   what is left of a torn batch or of an earlier use of the segment.
+//! * The header of a batch has a checksum of its own: a header that holds tells a batch that was begun, and what is left of
+//!   others costs no more than looking at theirs.
 
 use super::{SegmentId, StreamId};
 use kv_proto::{
@@ -12,7 +16,7 @@ use kv_proto::{
     ids::{ClientId, ClusterId, DiskId, Epoch, HistoryId, Lsn, Member, NodeId, OperationId, PartitionId},
     replication::{Position, Record},
 };
-use std::sync::Arc;
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 /// Version of everything that this module writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -28,6 +32,8 @@ const BATCH_MAGIC: [u8; 4] = *b"kvB\x01";
 const OPERATION_ID_BYTES: usize = 32;
 /// Most members that a configuration on disk can have: more are no configuration of this program.
 const MAX_MEMBERS: usize = 64;
+/// Epochs and LSNs beyond this one cannot be: counting on from there would overflow.
+const MAX_COUNT: u64 = u64::MAX >> 1;
 
 /// Whose log it is; every checksum depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +99,13 @@ impl<'a> Fields<'a> {
         text.ok().and_then(|t| NodeId::new(t).ok()).ok_or(FormatError::Damaged("no name of a node"))
     }
 
+    pub(crate) fn count(&mut self) -> Result<u64, FormatError> {
+        let count = self.u64()?;
+        if count > MAX_COUNT { Err(FormatError::Damaged("an epoch or LSN that cannot be")) } else { Ok(count) }
+    }
+
     pub(crate) fn position(&mut self) -> Result<Position, FormatError> {
-        Ok(Position { epoch: Epoch(self.u64()?), lsn: Lsn(self.u64()?) })
+        Ok(Position { epoch: Epoch(self.count()?), lsn: Lsn(self.count()?) })
     }
 }
 
@@ -125,7 +136,8 @@ pub fn segment_header(cluster: ClusterId, identity: &Identity, id: SegmentId, by
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&SEGMENT_MAGIC);
     out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    out.extend_from_slice(&(BLOCK_BYTES as u32).to_le_bytes());
+    // A version of its own checksum, so that a bit that flipped is not taken for a program of the future.
+    out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
     out.extend_from_slice(&cluster.0.to_le_bytes());
     out.extend_from_slice(&identity.disk.0.to_le_bytes());
     out.extend_from_slice(&id.stream.generation.to_le_bytes());
@@ -143,37 +155,70 @@ pub fn segment_header(cluster: ClusterId, identity: &Identity, id: SegmentId, by
 /// Checks the first block of a segment, which should be that of `id`, and says the number of its first batch.
 ///
 /// # Errors
-/// Says what is wrong; another version's header is told from a damaged one, whatever else it says.
+/// Says what is wrong; another version's or another disk's header is told from a damaged one.
 pub fn check_segment_header(block: &[u8], identity: &Identity, id: SegmentId) -> Result<u64, FormatError> {
     let mut fields = Fields(block);
     if fields.array()? != SEGMENT_MAGIC {
         return Err(FormatError::Damaged("no header of a segment"));
     }
     let version = fields.u32()?;
+    if fields.u32()? != crc32c::crc32c(&block[..12]) {
+        return Err(FormatError::Damaged("the checksum of its version does not match"));
+    }
     if version != FORMAT_VERSION {
         return Err(FormatError::OtherFormat(version));
     }
-    let _block_bytes = fields.u32()?;
     let _cluster = fields.u128()?;
     let disk = DiskId(fields.u128()?);
     let [generation, executor, number, _bytes] = [fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?];
-    let first_batch = fields.u64()?;
+    let first_batch = fields.count()?;
     let node = fields.node()?;
-    if disk != identity.disk || node != identity.node {
-        return Err(FormatError::OtherDisk { node, disk });
-    }
-    let here = (id.stream.generation, u64::from(id.stream.executor), id.number);
-    if (generation, executor, number) != here {
-        return Err(FormatError::Damaged("the header of another segment"));
-    }
     let (covered, checksum) = block
         .get(..BLOCK_BYTES)
         .and_then(|block| block.split_last_chunk::<4>())
         .ok_or(FormatError::Damaged("it ends too early"))?;
-    if crc32c::crc32c_append(seed(identity, id, 0), covered) != u32::from_le_bytes(*checksum) {
+    // By what it says of itself: whose it is counts only if that was written so.
+    let executor = u16::try_from(executor).map_err(|_| FormatError::Damaged("no executor has this number"))?;
+    let said = SegmentId { stream: StreamId { generation, executor }, number };
+    if crc32c::crc32c_append(seed(&Identity { node, disk }, said, 0), covered) != u32::from_le_bytes(*checksum) {
         return Err(FormatError::Damaged("the checksum of its header does not match"));
     }
+    if disk != identity.disk || node != identity.node {
+        return Err(FormatError::OtherDisk { node, disk });
+    }
+    if said != id {
+        return Err(FormatError::Damaged("the header of another segment"));
+    }
     Ok(first_batch)
+}
+
+/// Where the blocks begin within a batch of which `bytes` bytes are not padding, other than the first.
+fn inner_blocks(bytes: usize) -> impl Iterator<Item = usize> {
+    // A block of which fewer bytes count begins with zeros of the padding, and so not as a batch.
+    (BLOCK_BYTES..=bytes.saturating_sub(BATCH_MAGIC.len())).step_by(BLOCK_BYTES)
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes[..4].try_into().expect("4 bytes"))
+}
+
+/// What the beginnings of all inner blocks are combined with (xor), so that none looks like the beginning of a batch: 0 if
+/// none does, and else the least number that does it.
+fn mask_of(batch: &[u8]) -> u32 {
+    let magic = u32::from_le_bytes(BATCH_MAGIC);
+    if inner_blocks(batch.len()).all(|at| word(&batch[at..]) != magic) {
+        return 0;
+    }
+    let forbidden: BTreeSet<u32> = inner_blocks(batch.len()).map(|at| word(&batch[at..]) ^ magic).collect();
+    (1..).find(|mask| !forbidden.contains(mask)).expect("there are fewer blocks than masks")
+}
+
+/// Combines the beginnings of inner blocks with a mask; `bytes` begin at `at` of a batch that has `whole` bytes.
+fn apply_mask(bytes: &mut [u8], at: usize, whole: usize, mask: u32) {
+    for block in inner_blocks(whole) {
+        let masked = word(&bytes[block - at..]) ^ mask;
+        bytes[block - at..block - at + 4].copy_from_slice(&masked.to_le_bytes());
+    }
 }
 
 /// Completes a batch: `out` has room for the header at `start` and the entries behind it; the header is written, and zeros
@@ -187,35 +232,51 @@ pub fn seal_batch(
     number: u64,
     entries: u32,
 ) {
-    let body_bytes = (out.len() - start - BATCH_HEADER_BYTES) as u32;
-    let header = &mut out[start..start + BATCH_HEADER_BYTES];
+    let (batch, seed) = (&mut out[start..], seed(identity, id, offset));
+    let body_bytes = u32::try_from(batch.len() - BATCH_HEADER_BYTES).expect("a batch fits into a segment");
+    let (mask, whole) = (mask_of(batch), batch.len());
+    if mask != 0 {
+        apply_mask(batch, 0, whole, mask);
+    }
+    let (header, body) = batch.split_at_mut(BATCH_HEADER_BYTES);
     header[..4].copy_from_slice(&BATCH_MAGIC);
     header[8..16].copy_from_slice(&number.to_le_bytes());
     header[16..20].copy_from_slice(&body_bytes.to_le_bytes());
     header[20..24].copy_from_slice(&entries.to_le_bytes());
-    header[24..32].fill(0);
-    let checksum = crc32c::crc32c_append(seed(identity, id, offset), &out[start + 8..]);
-    out[start + 4..start + 8].copy_from_slice(&checksum.to_le_bytes());
+    header[24..28].copy_from_slice(&mask.to_le_bytes());
+    header[28..32].copy_from_slice(&crc32c::crc32c_append(seed, body).to_le_bytes());
+    let checksum = crc32c::crc32c_append(seed, &header[8..]);
+    header[4..8].copy_from_slice(&checksum.to_le_bytes());
     out.resize(start + (out.len() - start).next_multiple_of(BLOCK_BYTES), 0);
 }
 
 /// A batch as it is found in a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<'a> {
     /// Grows by one from batch to batch of a stream; the first has 1.
     pub number: u64,
     /// How many entries it has.
     pub entries: u32,
     /// The entries, one after another.
-    pub body: &'a [u8],
+    pub body: Cow<'a, [u8]>,
 }
 
-impl Batch<'_> {
-    /// Bytes from its beginning to the next batch.
-    #[must_use]
-    pub fn blocks_bytes(&self) -> u64 {
-        (BATCH_HEADER_BYTES + self.body.len()).next_multiple_of(BLOCK_BYTES) as u64
-    }
+/// What stands at a block of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// Nothing that was written there as the beginning of a batch.
+    Nothing,
+    /// A batch was begun there, and is not whole.
+    Torn {
+        /// Its number.
+        number: u64,
+    },
+    /// An intact batch.
+    Batch(Batch<'a>),
+}
+
+fn blocks_bytes(body_bytes: usize) -> u64 {
+    (BATCH_HEADER_BYTES + body_bytes).next_multiple_of(BLOCK_BYTES) as u64
 }
 
 /// How long the batch is that begins with this header, in bytes, if the header is intact.
@@ -225,19 +286,39 @@ pub fn batch_bytes(header: &[u8]) -> usize {
     BATCH_HEADER_BYTES + body as usize
 }
 
+/// What begins with `bytes`, which stand at `offset` of a segment, and how many bytes on the next batch may begin.
+#[must_use]
+pub fn find_batch<'a>(bytes: &'a [u8], identity: &Identity, id: SegmentId, offset: u64) -> (Found<'a>, u64) {
+    let nothing = (Found::Nothing, BLOCK_BYTES as u64);
+    let Some((header, rest)) = bytes.split_at_checked(BATCH_HEADER_BYTES) else { return nothing };
+    if header[..4] != BATCH_MAGIC {
+        return nothing;
+    }
+    let seed = seed(identity, id, offset);
+    if crc32c::crc32c_append(seed, &header[8..]) != word(&header[4..]) {
+        return nothing;
+    }
+    let number = u64::from_le_bytes(header[8..16].try_into().expect("8 bytes"));
+    let [body_bytes, entries, mask, checksum] = [16, 20, 24, 28].map(|at| word(&header[at..]));
+    let whole = BATCH_HEADER_BYTES + body_bytes as usize;
+    let body = rest.get(..body_bytes as usize).filter(|body| crc32c::crc32c_append(seed, body) == checksum);
+    let Some(body) = body.filter(|_| number <= MAX_COUNT) else {
+        return (Found::Torn { number: number.min(MAX_COUNT) }, blocks_bytes(body_bytes as usize));
+    };
+    let mut body = Cow::Borrowed(body);
+    if mask != 0 {
+        apply_mask(body.to_mut(), BATCH_HEADER_BYTES, whole, mask);
+    }
+    (Found::Batch(Batch { number, entries, body }), blocks_bytes(body_bytes as usize))
+}
+
 /// The batch that begins with `bytes`, which stand at `offset` of a segment; `None` if there is no intact one.
 #[must_use]
 pub fn read_batch<'a>(bytes: &'a [u8], identity: &Identity, id: SegmentId, offset: u64) -> Option<Batch<'a>> {
-    let (header, rest) = bytes.split_at_checked(BATCH_HEADER_BYTES)?;
-    if header[..4] != BATCH_MAGIC {
-        return None;
+    match find_batch(bytes, identity, id, offset).0 {
+        Found::Batch(batch) => Some(batch),
+        Found::Torn { .. } | Found::Nothing => None,
     }
-    let mut fields = Fields(&header[4..]);
-    let (checksum, number) = (fields.u32().ok()?, fields.u64().ok()?);
-    let (body_bytes, entries) = (fields.u32().ok()?, fields.u32().ok()?);
-    let body = rest.get(..body_bytes as usize)?;
-    let found = crc32c::crc32c_append(crc32c::crc32c_append(seed(identity, id, offset), &header[8..]), body);
-    (found == checksum).then_some(Batch { number, entries, body })
 }
 
 /// What an entry says of its partition.
@@ -255,15 +336,20 @@ pub enum Content {
         /// The LSN of the first record that is void.
         from: Lsn,
     },
-    /// The partition is in this configuration, and its records up to this one stood in the log before this entry.
+    /// The partition is in this configuration, and its records up to this one stood in the log before this entry, or stand
+    /// behind it as copies.
     State {
         /// The configuration.
         configuration: Configuration,
-        /// The last record before this entry.
-        last: Lsn,
+        /// The last record before this entry; in epoch 0 if who wrote it did not know its epoch.
+        last: Position,
+        /// What stood before was found damaged, and stays so until a reset.
+        faulty: bool,
     },
     /// Everything before this entry is void; the table is the one of a checkpoint that was put in place up to this position.
     Reset {
+        /// The configuration; the checkpoint is of its history.
+        configuration: Configuration,
         /// The position that the log goes on from.
         base: Position,
     },
@@ -286,6 +372,7 @@ const KIND_STATE: u8 = 3;
 const KIND_RESET: u8 = 4;
 const FLAG_COPY: u8 = 1;
 const FLAG_OPERATION_ID: u8 = 2;
+const FLAG_FAULTY: u8 = 4;
 
 fn begin_entry(out: &mut Vec<u8>, kind: u8, flags: u8, partition: PartitionId, at: Position, committed: Lsn) -> usize {
     let start = out.len();
@@ -329,23 +416,33 @@ pub fn put_cut(out: &mut Vec<u8>, partition: PartitionId, from: Lsn, committed: 
 }
 
 /// Appends the state of a partition as an entry.
-pub fn put_state(out: &mut Vec<u8>, partition: PartitionId, configuration: &Configuration, last: Lsn, committed: Lsn) {
-    let at = Position { epoch: configuration.epoch, lsn: last };
-    let start = begin_entry(out, KIND_STATE, 0, partition, at, committed);
+pub fn put_state(
+    out: &mut Vec<u8>,
+    partition: PartitionId,
+    configuration: &Configuration,
+    last: Position,
+    committed: Lsn,
+    faulty: bool,
+) {
+    let flags = if faulty { FLAG_FAULTY } else { 0 };
+    let start = begin_entry(out, KIND_STATE, flags, partition, last, committed);
     put_configuration(out, configuration);
     end_entry(out, start);
 }
 
 /// Appends a reset as an entry.
-pub fn put_reset(out: &mut Vec<u8>, partition: PartitionId, base: Position) {
+pub fn put_reset(out: &mut Vec<u8>, partition: PartitionId, configuration: &Configuration, base: Position) {
     let start = begin_entry(out, KIND_RESET, 0, partition, base, base.lsn);
+    put_configuration(out, configuration);
     end_entry(out, start);
 }
 
 pub(crate) fn put_configuration(out: &mut Vec<u8>, configuration: &Configuration) {
     out.extend_from_slice(&configuration.epoch.0.to_le_bytes());
     out.extend_from_slice(&configuration.history.0.to_le_bytes());
-    out.extend_from_slice(&(configuration.members().count() as u16).to_le_bytes());
+    let members = configuration.members().count();
+    assert!(members <= MAX_MEMBERS, "a configuration of {members} members");
+    out.extend_from_slice(&(members as u16).to_le_bytes());
     for member in configuration.members() {
         out.extend_from_slice(&member.disk.0.to_le_bytes());
         put_node(out, member.node);
@@ -353,7 +450,7 @@ pub(crate) fn put_configuration(out: &mut Vec<u8>, configuration: &Configuration
 }
 
 pub(crate) fn read_configuration(fields: &mut Fields<'_>) -> Result<Configuration, FormatError> {
-    let (epoch, history) = (Epoch(fields.u64()?), HistoryId(fields.u32()?));
+    let (epoch, history) = (Epoch(fields.count()?), HistoryId(fields.u32()?));
     let count = usize::from(fields.u16()?);
     if count == 0 || count > MAX_MEMBERS {
         return Err(FormatError::Damaged("no configuration"));
@@ -375,7 +472,18 @@ pub fn read_entry(body: &mut &[u8]) -> Result<Entry, FormatError> {
     fields.take(4)?;
     let [kind, flags] = fields.array()?;
     let partition = PartitionId(fields.u16()?);
-    let (position, committed) = (fields.position()?, Lsn(fields.u64()?));
+    let (position, committed) = (fields.position()?, Lsn(fields.count()?));
+    let known = match kind {
+        KIND_RECORD => FLAG_COPY | FLAG_OPERATION_ID,
+        KIND_STATE => FLAG_FAULTY,
+        _ => 0,
+    };
+    if flags & !known != 0 {
+        return Err(FormatError::Damaged("an entry with unknown flags"));
+    }
+    if position.lsn == Lsn(0) && matches!(kind, KIND_RECORD | KIND_CUT) {
+        return Err(FormatError::Damaged("a record that cannot be"));
+    }
     let content = match kind {
         KIND_RECORD => {
             let operation_id = if flags & FLAG_OPERATION_ID != 0 {
@@ -391,8 +499,11 @@ pub fn read_entry(body: &mut &[u8]) -> Result<Entry, FormatError> {
             Content::Record { record: Record { position, operation_id, payload }, copy: flags & FLAG_COPY != 0 }
         }
         KIND_CUT => Content::Cut { from: position.lsn },
-        KIND_STATE => Content::State { configuration: read_configuration(&mut fields)?, last: position.lsn },
-        KIND_RESET => Content::Reset { base: position },
+        KIND_STATE => {
+            let faulty = flags & FLAG_FAULTY != 0;
+            Content::State { configuration: read_configuration(&mut fields)?, last: position, faulty }
+        }
+        KIND_RESET => Content::Reset { configuration: read_configuration(&mut fields)?, base: position },
         _ => return Err(FormatError::Damaged("an entry of an unknown kind")),
     };
     if !fields.0.is_empty() {

@@ -29,6 +29,16 @@ impl Index {
         self.places.push_back(place);
     }
 
+    /// A batch has this record.
+    pub fn add(&mut self, segment: SegmentId, offset: u64, lsn: Lsn) {
+        match self.places.back_mut() {
+            Some(place) if (place.segment, place.offset) == (segment, offset) => {
+                (place.first, place.last) = (place.first.min(lsn), place.last.max(lsn));
+            }
+            _ => self.places.push_back(Place { segment, offset, first: lsn, last: lsn }),
+        }
+    }
+
     /// What was written before with this LSN or a greater one is void.
     pub fn void(&mut self, from: Lsn) {
         self.places.retain_mut(|place| {

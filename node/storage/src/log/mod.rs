@@ -23,6 +23,7 @@
 //! all of it.
 
 pub mod catalog;
+pub mod epochs;
 pub mod format;
 pub mod gather;
 pub mod index;

@@ -3,8 +3,9 @@
 //! # Invariants
 //! * What is said to be flushed was written and synced without an error.
 //! * After an error nothing is written any more: what became of the bytes is not known, and a second sync is not believed.
-//! * A segment begins with its header and the states of all partitions of the stream, written and synced together with the
-//!   first batch that follows, or before it.
+//! * One batch is under way at a time. What begins a segment, its header and the states of all partitions of the stream, is no
+//!   exception: the states are the first entries of its first batch, since of two batches of one write the second alone may
+//!   be on disk after a loss of power, and would look like damage.
 
 use super::{
     SegmentId, StreamId,
@@ -15,6 +16,7 @@ use super::{
 use kv_proto::{
     cluster_map::Configuration,
     ids::{ClusterId, Lsn, PartitionId},
+    replication::Position,
 };
 use std::{collections::BTreeMap, io};
 
@@ -73,6 +75,8 @@ pub struct Sealed {
     pub id: SegmentId,
     /// By partition that has records in it: the greatest LSN.
     pub last: BTreeMap<PartitionId, Lsn>,
+    /// By partition that was reset in it: where its log goes on from.
+    pub resets: BTreeMap<PartitionId, Lsn>,
 }
 
 /// Why a batch was not written.
@@ -96,8 +100,9 @@ pub enum WriteError {
 #[derive(Clone, Debug)]
 struct State {
     configuration: Configuration,
-    last: Lsn,
+    last: Position,
     committed: Lsn,
+    faulty: bool,
 }
 
 #[derive(Debug)]
@@ -106,6 +111,7 @@ struct Current {
     /// Where the next batch begins.
     offset: u64,
     last: BTreeMap<PartitionId, Lsn>,
+    resets: BTreeMap<PartitionId, Lsn>,
 }
 
 /// Writes a stream.
@@ -149,7 +155,7 @@ impl<M: Media> Writer<M> {
     /// # Errors
     /// When that cannot be done.
     pub fn open(&mut self) -> Result<(), WriteError> {
-        self.write_batch(Vec::new(), false).map(drop)
+        self.write_batch(Vec::new()).map(drop)
     }
 
     /// Makes the chunks, which are not empty, one batch, writes and syncs it.
@@ -157,61 +163,64 @@ impl<M: Media> Writer<M> {
     /// # Errors
     /// When they are not on disk, or it is not known whether they are.
     pub fn write(&mut self, chunks: Vec<Chunk>) -> Result<Flushed, WriteError> {
-        self.write_batch(chunks, true)
+        self.write_batch(chunks)
     }
 
-    fn write_batch(&mut self, chunks: Vec<Chunk>, batch: bool) -> Result<Flushed, WriteError> {
+    fn write_batch(&mut self, chunks: Vec<Chunk>) -> Result<Flushed, WriteError> {
         assert!(!self.failed, "after an error nothing is written any more");
         let body: usize = chunks.iter().map(|c| c.body.len()).sum();
         let needed = (BATCH_HEADER_BYTES + body).next_multiple_of(BLOCK_BYTES) as u64;
         self.buffer.clear();
-        let mut flushed = Flushed::default();
-        let fits = self.current.as_ref().is_some_and(|c| c.offset + needed <= self.options.segment_bytes);
-        let mut start = self.current.as_ref().map_or(0, |c| c.offset);
-        if !fits {
-            match self.begin_segment() {
-                Ok(sealed) => flushed.sealed = sealed,
+        let mut flushed = Flushed { chunks: chunks.len() as u64, ..Flushed::default() };
+        let (mut start, mut entries) = (0, 0);
+        match &self.current {
+            Some(current) if current.offset + needed <= self.options.segment_bytes => start = current.offset,
+            _ => match self.begin_segment() {
+                Ok(sealed) => {
+                    flushed.sealed = sealed;
+                    entries = self.states.len() as u32;
+                }
                 Err(WriteError::Full(_)) => return Err(WriteError::Full(chunks)),
                 Err(error) => return Err(error),
-            }
-            start = 0;
+            },
         }
+        let bytes = self.buffer.bytes();
         let current = self.current.as_mut().expect("there is a segment");
-        let id = current.id;
-        assert!(
-            current.offset + needed <= self.options.segment_bytes,
-            "a batch of {needed} bytes fits into no segment"
-        );
-        if batch {
-            let bytes = self.buffer.bytes();
-            let from = bytes.len();
-            bytes.resize(from + BATCH_HEADER_BYTES, 0);
-            let mut entries = 0;
-            flushed.chunks = chunks.len() as u64;
-            for chunk in chunks {
-                entries += chunk.entries;
-                bytes.extend_from_slice(&chunk.body);
-                for part in chunk.parts {
-                    if let Some((first, last)) = part.records {
-                        let place = Place { segment: id, offset: current.offset, first, last };
-                        flushed.places.push((part.partition, place));
-                        let greatest = current.last.entry(part.partition).or_default();
-                        *greatest = last.max(*greatest);
-                    }
-                    if let Some(configuration) = &part.configuration {
-                        let (last, committed) = (part.last, part.committed);
-                        let state = State { configuration: configuration.clone(), last, committed };
-                        self.states.insert(part.partition, state);
-                    } else if let Some(state) = self.states.get_mut(&part.partition) {
-                        (state.last, state.committed) = (part.last, part.committed.max(state.committed));
-                    }
-                    flushed.parts.push(part);
+        let (id, offset) = (current.id, current.offset);
+        let from = (offset - start) as usize;
+        bytes.resize(bytes.len().max(from + BATCH_HEADER_BYTES), 0);
+        for chunk in chunks {
+            entries += chunk.entries;
+            bytes.extend_from_slice(&chunk.body);
+            for part in chunk.parts {
+                if let Some(base) = part.reset {
+                    current.last.remove(&part.partition);
+                    current.resets.insert(part.partition, base);
                 }
+                if let Some((first, last)) = part.records {
+                    let place = Place { segment: id, offset, first, last };
+                    flushed.places.push((part.partition, place));
+                    let greatest = current.last.entry(part.partition).or_default();
+                    *greatest = last.max(*greatest);
+                }
+                let (last, committed, faulty) = (part.last, part.committed, part.faulty);
+                if let Some(configuration) = &part.configuration {
+                    let state = State { configuration: configuration.clone(), last, committed, faulty };
+                    self.states.insert(part.partition, state);
+                } else if let Some(state) = self.states.get_mut(&part.partition) {
+                    (state.last, state.committed) = (last, committed.max(state.committed));
+                }
+                flushed.parts.push(part);
             }
-            format::seal_batch(bytes, from, &self.options.identity, id, current.offset, self.next_batch, entries);
-            self.next_batch += 1;
-            current.offset += needed;
         }
+        format::seal_batch(bytes, from, &self.options.identity, id, offset, self.next_batch, entries);
+        self.next_batch += 1;
+        current.offset = start + bytes.len() as u64;
+        assert!(
+            current.offset <= self.options.segment_bytes,
+            "a batch of {needed} bytes does not fit into a segment with the states of {} partitions",
+            self.states.len()
+        );
         let failed = |what| move |source| WriteError::Failed { what, segment: id, source };
         self.failed = true;
         self.media.write(start, self.buffer.blocks()).map_err(failed("write to"))?;
@@ -220,7 +229,7 @@ impl<M: Media> Writer<M> {
         Ok(flushed)
     }
 
-    /// Begins the next segment: its header and the states are in the buffer afterwards.
+    /// Begins the next segment: its header is in the buffer afterwards, and the states as the first entries of a batch.
     fn begin_segment(&mut self) -> Result<Option<Sealed>, WriteError> {
         let number = self.current.as_ref().map_or(1, |c| c.id.number + 1);
         let id = SegmentId { stream: self.options.stream, number };
@@ -234,16 +243,15 @@ impl<M: Media> Writer<M> {
         let StreamOptions { cluster, identity, segment_bytes, .. } = &self.options;
         let bytes = self.buffer.bytes();
         bytes.extend_from_slice(&format::segment_header(*cluster, identity, id, *segment_bytes, self.next_batch));
-        let from = bytes.len();
-        bytes.resize(from + BATCH_HEADER_BYTES, 0);
+        let offset = bytes.len() as u64;
+        bytes.resize(bytes.len() + BATCH_HEADER_BYTES, 0);
         for (partition, state) in &self.states {
-            format::put_state(bytes, *partition, &state.configuration, state.last, state.committed);
+            let State { configuration, last, committed, faulty } = state;
+            format::put_state(bytes, *partition, configuration, *last, *committed, *faulty);
         }
-        format::seal_batch(bytes, from, identity, id, from as u64, self.next_batch, self.states.len() as u32);
-        self.next_batch += 1;
-        let current = Current { id, offset: bytes.len() as u64, last: BTreeMap::new() };
+        let current = Current { id, offset, last: BTreeMap::new(), resets: BTreeMap::new() };
         let before = self.current.replace(current);
-        Ok(before.map(|c| Sealed { id: c.id, last: c.last }))
+        Ok(before.map(|c| Sealed { id: c.id, last: c.last, resets: c.resets }))
     }
 }
 
