@@ -86,6 +86,12 @@ impl Storage {
         for (scanned, bytes) in restored.segments {
             catalog.seal(scanned.sealed, bytes, scanned.states);
         }
+        for (id, partition) in &restored.recovered.partitions {
+            if partition.restored.fault.is_none() {
+                let last = partition.restored.tail.last().map_or(partition.restored.applied, |r| r.position);
+                catalog.void(*id, last.lsn.next());
+            }
+        }
         let largest = restored.recovered.partitions.values().map(|p| p.table.bytes()).max();
         files.reserve(largest.unwrap_or(0));
         let damage = restored.recovered.damage.first().cloned();

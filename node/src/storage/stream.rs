@@ -185,6 +185,9 @@ impl Writing {
     }
 
     fn note_segments(&mut self, flushed: &Flushed) {
+        for (part, from) in flushed.parts.iter().filter_map(|part| Some((part, part.voids?))) {
+            self.storage.catalog().void(part.partition, from);
+        }
         let Some(sealed) = &flushed.sealed else { return };
         let bytes = self.storage.settings.segment_bytes;
         let mut catalog = self.storage.catalog();

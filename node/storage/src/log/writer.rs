@@ -197,6 +197,9 @@ impl<M: Media> Writer<M> {
                     current.last.remove(&part.partition);
                     current.resets.insert(part.partition, base);
                 }
+                if let (Some(from), Some(last)) = (part.voids, current.last.get_mut(&part.partition)) {
+                    *last = (*last).min(Lsn(from.0.saturating_sub(1)));
+                }
                 if let Some((first, last)) = part.records {
                     let place = Place { segment: id, offset, first, last };
                     flushed.places.push((part.partition, place));
