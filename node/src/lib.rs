@@ -144,7 +144,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         .map_err(io_error("watch for signals"))?;
     println!("listening {bound}");
     io::stdout().flush().map_err(io_error("write to standard output"))?;
-    tracing::info!(address = %bound, executors, disk = %shared.me.disk, data = %shared.settings.storage.dir.display(), "node is up");
+    tracing::info!(address = %bound, executors, disk = %shared.me.disk, generation = shared.storage.generation, data = %shared.settings.storage.dir.display(), "node is up");
     for (index, thread) in threads.into_iter().enumerate() {
         thread.join().map_err(|e| Error::Executor { index, reason: e.to_string() })?;
     }

@@ -106,6 +106,12 @@ impl Catalog {
         self.segments.values().filter(|s| !self.is_held(s)).map(|s| s.bytes).sum()
     }
 
+    /// Bytes of all segments.
+    #[must_use]
+    pub fn all_bytes(&self) -> u64 {
+        self.segments.values().map(|s| s.bytes).sum()
+    }
+
     fn is_held(&self, segment: &Segment) -> bool {
         self.pins(segment).any(|(id, _)| self.needs.get(&id).is_some_and(|n| n.held))
     }
