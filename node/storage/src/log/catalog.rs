@@ -4,8 +4,8 @@
 //! * A segment is let go only when every record in it is in a published checkpoint or was copied forward, and the state of
 //!   every partition in it stands in a younger segment on disk.
 //! * Segments of a stream are let go from the oldest on, so that a number that is missing between two others is damage.
-//! * A reset stays as long as any record that it makes void: a checkpoint says nothing of those, and what their log said
-//!   to be committed may be of another history.
+//! * A reset stays as long as any record or reset that it makes void: a checkpoint says nothing of those, and what their log
+//!   said to be committed may be of another history.
 
 use super::{SegmentId, writer::Sealed};
 use kv_proto::ids::{Lsn, PartitionId};
@@ -54,9 +54,9 @@ impl Catalog {
     /// A segment is full, or of an earlier generation. `states` are the partitions whose states may stand nowhere else.
     pub fn seal(&mut self, sealed: Sealed, bytes: u64, states: BTreeSet<PartitionId>) {
         for (partition, base) in &sealed.resets {
-            // What was released was of what is void now, and so is everything in older segments.
+            // What was released may be of what is void now, as is everything in older segments.
             let need = self.needs.entry(*partition).or_default();
-            (need.released, need.copied) = (*base, need.copied.max(Some(self.sealed)));
+            (need.released, need.copied) = (need.released.min(*base), need.copied.max(Some(self.sealed)));
         }
         self.sealed += 1;
         let segment = Segment { bytes, last: sealed.last, resets: sealed.resets, states, age: Some(self.sealed) };
@@ -126,9 +126,11 @@ impl Catalog {
         records.map(|(partition, last)| (*partition, *last)).chain(states.map(|partition| (*partition, Lsn(0))))
     }
 
-    /// Whether it has a reset, and an older one has records that this makes void.
+    /// Whether it has a reset, and an older one has what this makes void.
     fn is_shield(&self, id: SegmentId, segment: &Segment) -> bool {
-        let older = |partition| self.segments.range(..id).any(|(_, s)| s.last.contains_key(partition));
+        let older = |partition| {
+            self.segments.range(..id).any(|(_, s)| s.last.contains_key(partition) || s.resets.contains_key(partition))
+        };
         segment.resets.keys().any(older)
     }
 

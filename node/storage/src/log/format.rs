@@ -53,6 +53,9 @@ pub enum FormatError {
     /// Another version of this program wrote them.
     #[error("log format {0}, and this version of kv knows only format {FORMAT_VERSION}: start it with a newer kv")]
     OtherFormat(u32),
+    /// They are the header of another segment of this disk.
+    #[error("the header of segment {0}")]
+    OtherSegment(SegmentId),
     /// They belong to another disk.
     #[error("it belongs to node {node} with disk {disk}")]
     OtherDisk {
@@ -187,7 +190,7 @@ pub fn check_segment_header(block: &[u8], identity: &Identity, id: SegmentId) ->
         return Err(FormatError::OtherDisk { node, disk });
     }
     if said != id {
-        return Err(FormatError::Damaged("the header of another segment"));
+        return Err(FormatError::OtherSegment(said));
     }
     Ok(first_batch)
 }

@@ -71,9 +71,6 @@ pub struct Recovered {
     pub damage: Vec<String>,
 }
 
-/// The number of no batch: the first has 1.
-const NO_BATCH: u64 = 0;
-
 /// Reads back.
 pub struct Recovery {
     identity: Identity,
@@ -131,46 +128,51 @@ impl Recovery {
         if let Err(error @ (FormatError::OtherFormat(_) | FormatError::OtherDisk { .. })) = header {
             return Err(error);
         }
+        if let Err(FormatError::OtherSegment(said)) = header
+            && (said.stream.generation, said.number) > (id.stream.generation, id.number)
+        {
+            // A segment that was made and not written to yet has the header of an older one.
+            self.suspect(id.stream, format!("{id} has the content of {said}"), &mut scanned);
+        }
         let before = self.streams.entry(id.stream).or_default().next_batch;
+        // The header may be torn: it is written together with the first batch.
         let mut expected = match (header, before) {
-            // What is before it was not needed any more.
-            (Ok(first), None) => first,
             (Ok(first), Some(expected)) => {
                 if first != expected {
                     self.note_damage(id, 0, &mut scanned);
                 }
-                first
+                Some(first)
             }
-            // The header may be torn: it is written together with the first batch.
-            (Err(_), Some(expected)) => expected,
-            (Err(_), None) if id.number == 1 => 1,
-            // It was whole before anything older was let go.
-            (Err(_), None) => NO_BATCH,
+            // What is before it was not needed any more.
+            (Ok(first), None) => Some(first),
+            (Err(_), None) if id.number == 1 => Some(1),
+            (Err(_), before) => before,
         };
         let mut offset = BLOCK_BYTES as u64;
         while let Some(rest) = bytes.get(offset as usize..).filter(|rest| !rest.is_empty()) {
             let (found, length) = format::find_batch(rest, &self.identity, id, offset);
-            match found {
+            let number = match &found {
                 // Nothing, what was left by an earlier use of the segment, or damage: the next one will tell.
-                Found::Nothing => {}
-                // Everything before it was on disk when it was begun.
-                Found::Torn { number } => {
-                    if expected != number {
-                        self.note_damage(id, offset, &mut scanned);
-                    }
-                    expected = number;
+                Found::Nothing => None,
+                Found::Torn { number } => Some(*number),
+                Found::Batch(batch) => Some(batch.number),
+            };
+            if let Some(number) = number {
+                // Everything before it was on disk when it was begun; without a header and an older segment, the first is where
+                // the first is written.
+                let follows = expected.map_or(offset == BLOCK_BYTES as u64, |expected| expected == number);
+                if !follows {
+                    self.note_damage(id, offset, &mut scanned);
                 }
-                Found::Batch(batch) => {
-                    if expected != batch.number {
-                        self.note_damage(id, offset, &mut scanned);
-                    }
-                    expected = batch.number + 1;
-                    self.take_batch(id, offset, &batch, &mut scanned);
-                }
+                expected = Some(number);
+            }
+            if let Found::Batch(batch) = found {
+                expected = Some(batch.number + 1);
+                self.take_batch(id, offset, &batch, &mut scanned);
             }
             offset += length;
         }
-        self.streams.entry(id.stream).or_default().next_batch = Some(expected);
+        self.streams.entry(id.stream).or_default().next_batch = expected;
         Ok(scanned)
     }
 

@@ -33,16 +33,24 @@ pub(super) struct Replay {
     committed: Lsn,
     history: Option<HistoryId>,
     /// The records after `applied` that are not void; a copy can come before what it stands before.
-    pending: BTreeMap<Lsn, Record>,
+    pending: BTreeMap<Lsn, Pending>,
     /// Up to where the log says that there are records, and of which epochs they are.
     end: Epochs,
     configuration: Option<Configuration>,
     /// What the checkpoint says of the table at its end, until it was compared.
     proof: Option<checkpoint::Footer>,
     index: Index,
+    /// The places of copies alone.
+    copies: Index,
     suspicion: Option<Suspicion>,
     fault: Option<String>,
     awaited: Option<Awaited>,
+}
+
+struct Pending {
+    record: Record,
+    /// Only what is committed is copied: it counts, whatever is missing.
+    copy: bool,
 }
 
 /// Something is missing that may have been of this partition; what comes next tells.
@@ -71,7 +79,7 @@ impl Replay {
     pub(super) fn take_checkpoint(&mut self, header: checkpoint::Header, table: Table, footer: checkpoint::Footer) {
         let checkpoint::Header { configuration, start, .. } = header;
         if let Some(awaited) = &self.awaited
-            && (start.lsn < awaited.base.lsn || configuration.history < awaited.history)
+            && (configuration.history, start.lsn) < (awaited.history, awaited.base.lsn)
         {
             return; // it is older than the copy
         }
@@ -134,16 +142,16 @@ impl Replay {
                 self.end.push(record.position);
                 self.index.add(segment, offset, lsn);
                 if lsn > self.applied.lsn {
-                    self.pending.insert(lsn, record);
+                    self.pending.insert(lsn, Pending { record, copy: false });
                 }
             }
-            // Only what is committed is copied, so it never is of what the log does not know, or of a record that was cut.
+            // It never is of what the log does not know.
             Content::Record { record, copy: true } if record.position.lsn <= self.end.last_lsn() => {
-                let Position { epoch, lsn } = record.position;
+                let lsn = record.position.lsn;
                 self.index.add(segment, offset, lsn);
-                let known = self.pending.get(&lsn).is_some_and(|there| there.position.epoch >= epoch);
-                if lsn > self.applied.lsn && !known {
-                    self.pending.insert(lsn, record);
+                self.copies.add(segment, offset, lsn);
+                if lsn > self.applied.lsn {
+                    self.pending.insert(lsn, Pending { record, copy: true });
                 }
             }
             Content::Cut { from } => {
@@ -173,11 +181,11 @@ impl Replay {
                 self.void(last.lsn.next());
             }
         } else {
-            // Segments were let go, and with them perhaps a cut: who let them go copied what was in the place of what was cut,
-            // and all else that it needed. If they were lost instead, there are no copies and so is a gap.
-            let kept = if last.lsn <= self.base.lsn { Lsn(0) } else { self.applied.lsn };
-            self.pending.clear();
-            self.index.void(kept.next());
+            // The last record, or what it was before a cut, stood in a segment that was let go. Who let it go had copied all that
+            // counted up to there; what else is left of that time may have been cut. If the segment was lost instead, there
+            // are no copies, and so is a gap.
+            self.pending.retain(|_, pending| pending.copy);
+            self.index = self.copies.clone();
             self.end = Epochs::at(last);
             if last.lsn <= self.applied.lsn && last.lsn > self.base.lsn {
                 self.take_back(last.lsn);
@@ -207,6 +215,7 @@ impl Replay {
             self.pending.split_off(&from);
         }
         self.index.void(from);
+        self.copies.void(from);
         self.end.cut(from);
         if let Some(suspicion) = &mut self.suspicion {
             suspicion.known = suspicion.known.min(self.end.last_lsn());
@@ -230,7 +239,7 @@ impl Replay {
         self.check_proof();
         while self.fault.is_none()
             && self.applied.lsn < self.committed
-            && let Some(record) = self.pending.remove(&self.applied.lsn.next())
+            && let Some(Pending { record, .. }) = self.pending.remove(&self.applied.lsn.next())
         {
             let Position { epoch, lsn } = record.position;
             if epoch < self.applied.epoch {
@@ -266,7 +275,7 @@ impl Replay {
         self.advance();
         let mut tail: Vec<Record> = Vec::new();
         let (mut last, mut falls) = (self.applied, None);
-        while let Some(record) = self.pending.remove(&last.lsn.next()) {
+        while let Some(Pending { record, .. }) = self.pending.remove(&last.lsn.next()) {
             if record.position.epoch < last.epoch {
                 falls = Some(record.position.lsn);
             }

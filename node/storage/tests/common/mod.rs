@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod disk;
+pub(crate) mod model;
 pub(crate) mod random;
 
 use kv_proto::{

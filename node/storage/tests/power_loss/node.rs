@@ -4,10 +4,10 @@ use crate::{
     common::{
         self, configuration, delete,
         disk::{Disk, Image, Media, Segment, Shared},
+        model::Log,
         options, put,
         random::Random,
     },
-    model::Log,
     upkeep::{Checkpointing, Install},
 };
 use kv_proto::ids::{Lsn, PartitionId};
@@ -192,11 +192,7 @@ impl Node {
             self.flush(stream)?;
             self.shorten()?;
         }
-        // No batch is longer than a segment.
-        while let Some(stream) = self.streams.iter().position(|s| s.bytes() > MAX_GATHERED_BYTES) {
-            self.flush(stream)?;
-        }
-        Ok(())
+        self.flush_long()
     }
 
     pub(crate) fn append(&mut self, id: PartitionId, entry: LogEntry) {
@@ -221,7 +217,7 @@ impl Node {
             return delete(at, &key);
         }
         let long = self.random.one_in(20);
-        let mut value = vec![0; self.random.below(if long { 9000 } else { 300 }) as usize];
+        let mut value = vec![0; self.random.below(if long { 6000 } else { 300 }) as usize];
         value.iter_mut().for_each(|byte| *byte = self.random.next() as u8);
         if long {
             // What looks like batches, at any alignment.
@@ -269,6 +265,14 @@ impl Node {
         let record = self.record(epoch, from);
         self.append(id, LogEntry::Record(record));
         self.saw("cuts");
+    }
+
+    /// No batch is longer than a segment.
+    pub(crate) fn flush_long(&mut self) -> Result<(), String> {
+        while let Some(stream) = self.streams.iter().position(|s| s.bytes() > MAX_GATHERED_BYTES) {
+            self.flush(stream)?;
+        }
+        Ok(())
     }
 
     /// Writes what a stream has gathered.
@@ -424,7 +428,11 @@ impl Partition {
     fn restored(stream: usize, mut log: Log, found: kv_storage::recovery::Partition) -> Self {
         let Restored { applied, fault, .. } = found.restored;
         assert!(fault.is_none() || log.installing, "it was audited");
-        log.digests.truncate(applied.lsn.0 as usize + 1);
+        log.installing = fault.is_some();
+        if !log.installing {
+            // What is committed is not known any more beyond what is in the table.
+            log.digests.truncate(applied.lsn.0 as usize + 1);
+        }
         Partition {
             stream,
             next: log.clone(),

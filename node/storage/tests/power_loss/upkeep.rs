@@ -1,8 +1,7 @@
 //! How the log stays short, and how another replica's table is installed.
 
 use crate::{
-    common::{self, CLUSTER, configuration, disk::Disk, identity},
-    model::Log,
+    common::{self, CLUSTER, configuration, disk::Disk, identity, model::Log},
     node::{Node, SEGMENT_BYTES},
 };
 use kv_proto::{
@@ -115,9 +114,14 @@ impl Node {
         if self.catalog.bytes() > MAX_LOG_BYTES
             && let Some((age, needed)) = self.catalog.oldest()
         {
+            let generation = self.generation;
             for (id, last) in needed {
                 if self.random.one_in(3) || !self.copy(id, age) {
                     self.hasten(id, last)?;
+                }
+                self.flush_long()?;
+                if self.generation != generation {
+                    return Ok(()); // ages are others now
                 }
             }
         }
@@ -153,8 +157,11 @@ impl Node {
                 let record = self.record(epoch, lsn);
                 self.append(id, LogEntry::Record(record));
             }
-            let stream = self.partition(id).stream;
+            let (generation, stream) = (self.generation, self.partition(id).stream);
             self.flush(stream)?;
+            if self.generation != generation {
+                return Ok(());
+            }
             let partition = self.partition(id);
             let same = partition.acked.last().min(partition.next.last());
             if partition.acked.records[..same.0 as usize] == partition.next.records[..same.0 as usize] {

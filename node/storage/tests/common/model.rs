@@ -1,6 +1,6 @@
 //! What a partition should be, and whether what was read back is that.
 
-use crate::common::{self, configuration, disk::Image};
+use super::{configuration, disk::Image, read_index};
 use kv_proto::{
     cluster_map::Configuration,
     effect::Effect,
@@ -58,17 +58,16 @@ impl Log {
         let none = recovery::Partition::default();
         let found = found.unwrap_or(&none);
         let restored = &found.restored;
-        if self.installing {
-            return match &restored.fault {
-                Some(_) if found.table.keys() == 0 && restored.tail.is_empty() => Ok(()),
-                _ => Err(format!("partition {id} has a table that was not completed: {restored:?}")),
-            };
-        }
-        if let Some(fault) = &restored.fault {
-            return Err(format!("partition {id} is faulty: {fault}"));
-        }
         if restored.configuration != self.configuration {
             return Err(format!("partition {id}: {:?} instead of {:?}", restored.configuration, self.configuration));
+        }
+        if self.installing && restored.fault.is_some() {
+            let nothing = found.table.keys() == 0 && restored.tail.is_empty();
+            return if nothing { Ok(()) } else { Err(format!("partition {id} is faulty and has something")) };
+        }
+        // A checkpoint that was there already can be the very table that is on its way.
+        if let Some(fault) = &restored.fault {
+            return Err(format!("partition {id} is faulty: {fault}"));
         }
         let applied = restored.applied.lsn;
         if applied > self.committed() {
@@ -111,15 +110,14 @@ impl Log {
         found: &recovery::Partition,
         image: &Image,
     ) -> Result<(), String> {
-        let records = common::read_index(&found.index, id, image)?;
+        let records = read_index(&found.index, id, image)?;
         for record in &found.restored.tail {
             if !records.contains_key(&record.position.lsn) {
                 return Err(format!("partition {id}: nothing leads to {}", record.position));
             }
         }
         for (lsn, record) in records {
-            // What is before the checkpoint may have been let go in part, and is read only where it is whole.
-            if lsn > found.released.lsn && self.records.get(lsn.0 as usize - 1) != Some(&record) {
+            if self.records.get(lsn.0 as usize - 1) != Some(&record) {
                 return Err(format!("partition {id}: its index leads to {} at LSN {lsn}", record.position));
             }
         }
