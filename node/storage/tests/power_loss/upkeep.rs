@@ -244,7 +244,8 @@ impl Node {
             self.begin_install(id);
             return Ok(());
         };
-        let is_flushed = partition.acked.installing && partition.acked.records == partition.next.records;
+        let (acked, next) = (&partition.acked, &partition.next);
+        let is_flushed = acked.installing && acked.configuration == next.configuration && acked.records == next.records;
         if !is_flushed {
             partition.install = Some(install);
             let stream = partition.stream;
