@@ -285,3 +285,6 @@ impl Buffer {
         &self.aligned[padding..]
     }
 }
+
+#[cfg(test)]
+mod tests;
