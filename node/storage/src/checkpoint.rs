@@ -291,6 +291,34 @@ pub fn of_file_name(name: &str) -> Option<(PartitionId, Lsn)> {
     (file_name(parsed.0, parsed.1) == name).then_some(parsed)
 }
 
+/// For the fuzz targets: a header with this content, or a good one, and chunks of these kinds, all with the right checksums.
+#[cfg(fuzzing)]
+#[must_use]
+pub fn with_checksums(identity: &Identity, header: Option<&[u8]>, chunks: &[(u8, &[u8])]) -> Vec<u8> {
+    use kv_proto::ids::{Epoch, HistoryId, Member};
+    let leader = Member { node: identity.node, disk: identity.disk };
+    let configuration = Configuration { epoch: Epoch(1), history: HistoryId(1), leader, in_sync: vec![] };
+    let start = Position { epoch: Epoch(1), lsn: Lsn(1) };
+    let of = Header { cluster: ClusterId(9), partition: PartitionId(0), configuration, start };
+    let (mut encoder, mut out) = Encoder::new(*identity, &of);
+    if let Some(header) = header {
+        out.clear();
+        frame(
+            &mut out,
+            crc32c::crc32c(&MAGIC),
+            KIND_HEADER,
+            &[&MAGIC[..], &FORMAT_VERSION.to_le_bytes(), header].concat(),
+        );
+        if let Ok(found) = read_header(&out[FRAME_BYTES..], identity) {
+            (encoder.partition, encoder.start) = (found.partition, found.start);
+        }
+    }
+    for (kind, body) in chunks {
+        out.extend(encoder.chunk(*kind, body));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn a_part_says_what_is_left_of_its_entries() {
-        let cases: &[(&[LogEntry], Option<(u64, u64)>, Option<u64>, Position)] = &[
+        type Case<'a> = (&'a [LogEntry], Option<(u64, u64)>, Option<u64>, Position);
+        let cases: &[Case<'_>] = &[
             (&[entry(1, 4), entry(1, 5)], Some((4, 5)), None, at(1, 5)),
             (&[entry(1, 4), entry(1, 5), LogEntry::Cut { from: Lsn(5) }], Some((4, 4)), Some(5), at(1, 4)),
             (&[entry(1, 4), entry(1, 5), LogEntry::Cut { from: Lsn(4) }], None, Some(4), at(1, 3)),
