@@ -290,3 +290,6 @@ impl Buffer {
         &self.aligned[padding..]
     }
 }
+
+#[cfg(test)]
+mod tests;
