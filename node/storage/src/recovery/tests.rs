@@ -8,8 +8,8 @@ use crate::log::{
 use kv_proto::{
     cluster_map::Configuration,
     effect::Effect,
-    ids::{ClusterId, DiskId, Epoch, HistoryId, Member, NodeId},
-    replication::{Position, Record},
+    ids::{ClusterId, DiskId, Epoch, HistoryId, Lsn, Member, NodeId},
+    replication::Record,
 };
 
 const SEGMENT_BYTES: usize = 64 * 1024;
