@@ -76,7 +76,7 @@ fn a_log_of_format_1() {
 
 #[test]
 fn frames_of_version_1() {
-    check("frames-1", write_frames, read_frames);
+    check("frames-2", write_frames, read_frames);
 }
 
 /// A stream that is written to.
@@ -322,7 +322,13 @@ fn write_frames(folder: &Path) {
     }
     let at = Answered { partition: PartitionId(3), epoch: Epoch(4) };
     let responses = [
-        Response::Value { at, version, content_type: "text/plain", value: b"value" },
+        Response::Value {
+            at,
+            version,
+            content_type: "text/plain",
+            value: b"value",
+            expires_in_ms: NonZeroU64::new(1500),
+        },
         Response::Missing { at },
         Response::Written { at, version },
         Response::ConditionFailed { at, current: Some(version) },
@@ -334,7 +340,11 @@ fn write_frames(folder: &Path) {
     }
     // A message of more than one frame.
     let long = vec![b'x'; 300_000];
-    add(Kind::Response, 7, codec::encode(&Response::Value { at, version, content_type: "", value: &long }));
+    add(
+        Kind::Response,
+        7,
+        codec::encode(&Response::Value { at, version, content_type: "", value: &long, expires_in_ms: None }),
+    );
     add(Kind::ToController, 1, codec::encode(&ToController::Ping));
     let answers = [
         FromController::Registered { cluster: ClusterId(0xc1) },

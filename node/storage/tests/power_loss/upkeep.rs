@@ -146,13 +146,14 @@ impl Node {
 
     /// A checkpoint of a partition, or what it takes that one can be made.
     fn hasten(&mut self, id: PartitionId, needed: Lsn) -> Result<(), String> {
+        let generation = self.generation;
         let partition = self.partition(id);
         if partition.next.installing || partition.install.is_some() || partition.next.configuration.is_none() {
             return Ok(());
         }
         if partition.next.committed() < needed {
             // Some records are of no use to anybody until others stand there.
-            let (generation, stream) = (self.generation, partition.stream);
+            let stream = partition.stream;
             while self.partition(id).next.last() < needed {
                 let (epoch, lsn) = (self.partition(id).next.epoch(), self.partition(id).next.last().next());
                 let record = self.record(epoch, lsn.0);
