@@ -264,7 +264,7 @@ fn describe(out: &mut String, partition: &Partition) {
     if let Some(fault) = &restored.fault {
         let _ = writeln!(out, "  fault: {fault}");
     }
-    let _ = writeln!(out, "  applied {}, released {released}, digest {:016x}", restored.applied, table.digest());
+    let _ = writeln!(out, "  applied {}, released {}, digest {:016x}", restored.applied, released.lsn, table.digest());
     let mut entries = BTreeMap::new();
     Walk::new().next_chunk(table, usize::MAX, &mut |key, entry| {
         let expires = entry.expires.map(kv_proto::effect::Expiry::ms);
