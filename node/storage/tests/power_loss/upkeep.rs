@@ -152,7 +152,8 @@ impl Node {
         }
         if partition.next.committed() < needed {
             // Some records are of no use to anybody until others stand there.
-            let (generation, stream) = (self.generation, partition.stream);
+            let stream = partition.stream;
+            let generation = self.generation;
             while self.partition(id).next.last() < needed {
                 let (epoch, lsn) = (self.partition(id).next.epoch(), self.partition(id).next.last().next());
                 let record = self.record(epoch, lsn.0);
