@@ -146,7 +146,6 @@ impl Node {
 
     /// A checkpoint of a partition, or what it takes that one can be made.
     fn hasten(&mut self, id: PartitionId, needed: Lsn) -> Result<(), String> {
-        let generation = self.generation;
         let partition = self.partition(id);
         if partition.next.installing || partition.install.is_some() || partition.next.configuration.is_none() {
             return Ok(());
@@ -154,6 +153,7 @@ impl Node {
         if partition.next.committed() < needed {
             // Some records are of no use to anybody until others stand there.
             let stream = partition.stream;
+            let generation = self.generation;
             while self.partition(id).next.last() < needed {
                 let (epoch, lsn) = (self.partition(id).next.epoch(), self.partition(id).next.last().next());
                 let record = self.record(epoch, lsn.0);
