@@ -4,6 +4,7 @@
 mod api;
 mod binary;
 mod common;
+mod disk;
 mod durability;
 mod executors;
 mod expiry;
@@ -11,6 +12,7 @@ mod failures;
 mod hostile;
 mod ledger;
 mod memory;
+mod mounts;
 mod packages;
 mod restart;
 mod start;

@@ -9,7 +9,7 @@ use super::{Executor, Shared};
 use crate::{
     clock, fatal,
     kept::partitions,
-    storage::{Job, ReadLog, Stream},
+    storage::{Job, ReadLog, RestoreError, Stream},
 };
 use kv_proto::{
     cluster_map::AckMode,
@@ -18,7 +18,7 @@ use kv_proto::{
     replication::{Position, Record},
 };
 use kv_replication::replica::Event;
-use kv_storage::log::{gather::Gather, writer::Flushed};
+use kv_storage::log::{batch_bytes, format::BLOCK_BYTES, gather::Gather, writer::Flushed};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -48,9 +48,9 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(super) fn new(stream: Stream, segment_bytes: u64) -> Self {
         Log {
-            gather: Gather::default(),
+            gather: Gather::new(batch_bytes(segment_bytes)),
             stream,
             mode: AckMode::Durable,
             under_way: VecDeque::new(),
@@ -88,9 +88,9 @@ impl Log {
         }
     }
 
-    fn room(&self, shared: &Shared) -> u64 {
-        let there = self.stream.room() + shared.storage.spare_bytes();
-        there.saturating_sub((self.under_way_bytes + self.gather.bytes()) as u64)
+    /// Bytes that can still be appended without another segment.
+    fn room(&self) -> u64 {
+        self.stream.room().saturating_sub((self.under_way_bytes + self.gather.bytes()) as u64)
     }
 }
 
@@ -139,9 +139,17 @@ impl Executor {
     /// Looks whether the disk still takes what it is given. Looks are counted, and not time, so that a pause of the whole
     /// process is not taken for one of the disk.
     pub(super) fn watch_log(&mut self) {
+        self.reserve_for_checkpoints();
+        if self.shared.storage.is_full() {
+            // What deletes and checkpoints have made unneeded gives room.
+            self.wakes.checkpoints.wake();
+        }
         let log = &mut self.log;
-        let moved = log.flushed != log.seen || log.under_way.is_empty() || self.shared.storage.is_full();
+        let moved = log.flushed != log.seen || log.under_way.is_empty() || log.stream.waits_for_room();
         log.seen = log.flushed;
+        if moved && log.unmoved >= LATE_LOOKS {
+            tracing::info!("the disk takes batches of the log again");
+        }
         log.unmoved = if moved { 0 } else { log.unmoved + 1 };
         if log.unmoved == LATE_LOOKS {
             tracing::error!("the disk has not taken a batch of the log for 2 s: no writes are taken until it does");
@@ -151,33 +159,49 @@ impl Executor {
         }
     }
 
-    /// Whether the logs of all members have room for a write; what deletes has more than what stores.
-    pub(super) fn check_log(&self, id: PartitionId, stores: bool) -> Result<(), WireError> {
+    /// Why the disk takes nothing, if it does not.
+    pub(super) fn log_trouble(&self) -> Option<String> {
+        let node = self.shared.me.node;
+        let late = || format!("the disk of node {node} takes more than 2 s for a batch of its log");
+        (self.log.unmoved >= LATE_LOOKS).then(late)
+    }
+
+    /// Whether the logs of all members have room for a write: one that stores so many bytes, or one that deletes, for which
+    /// more is reserved.
+    pub(super) fn check_log(&self, id: PartitionId, stores: Option<usize>) -> Result<(), WireError> {
         let storage = &self.shared.storage;
-        if self.log.unmoved >= LATE_LOOKS {
-            let node = self.shared.me.node;
-            let message =
-                format!("the disk of node {node} takes more than 2 s for a batch of its log; nothing was written");
-            return Err(WireError::new(ErrorCode::NotReady, message));
+        if let Some(why) = self.log_trouble() {
+            return Err(WireError::new(ErrorCode::NotReady, format!("{why}; nothing was written")));
         }
-        let reserved = if stores { storage.reserved_room() } else { storage.reserved_room() / 4 };
+        let needed = match stores {
+            Some(bytes) => storage.reserved_room() + (bytes + 2 * BLOCK_BYTES) as u64,
+            None => storage.reserved_room() / 4,
+        };
         let full = |node: NodeId| {
-            let what = if stores { "no more values are taken; reads and deletes go on" } else { "nothing is written" };
+            let what = match stores {
+                Some(_) => "no more values are taken; reads and deletes go on",
+                None => "nothing is written",
+            };
             let message = format!("the disk of node {node} is full: {what}, until there is room");
             Err(WireError::new(ErrorCode::DiskFull, message))
         };
-        if storage.is_full() && self.log.room(&self.shared) < reserved {
+        if storage.is_full() && self.log.room() < needed {
             return full(self.shared.me.node);
         }
         match self.fullest_follower(id) {
-            Some((node, room)) if room < reserved => full(node),
+            Some((node, room)) if room < needed => full(node),
             _ => Ok(()),
         }
     }
 
+    /// Whether so many bytes can be copied forward, so that deletes have their room yet.
+    pub(super) fn has_room_to_copy(&self, bytes: u64) -> bool {
+        !self.shared.storage.is_full() || bytes + self.shared.storage.reserved_room() / 2 < self.log.room()
+    }
+
     /// What a peer is told of the room that its records have here: bytes, or that there is no limit.
     pub(super) fn log_room(&self) -> u64 {
-        if self.shared.storage.is_full() { self.log.room(&self.shared) } else { u64::MAX }
+        if self.shared.storage.is_full() { self.log.room() } else { u64::MAX }
     }
 
     /// Has records read that a replica does not hold any more.
@@ -231,7 +255,7 @@ impl Executor {
 }
 
 /// The stream of an executor, started before the executor is.
-pub(crate) fn start_stream(shared: &Arc<Shared>, index: ExecutorIndex) -> std::io::Result<Stream> {
+pub(crate) fn start_stream(shared: &Arc<Shared>, index: ExecutorIndex) -> Result<Stream, RestoreError> {
     let mail = shared.mail[usize::from(index.0)].clone();
     shared.storage.start_stream(index, mail)
 }

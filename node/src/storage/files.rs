@@ -6,8 +6,10 @@
 //! # Invariants
 //! * A file has its name, and its length its disk, before it is written to as a segment.
 //! * Segments leave a part of the disk free for the checkpoints that make others unneeded.
+//! * When the disk is full there is a spare for each stream yet, unless something else has taken the room: the next start
+//!   needs them.
 
-use super::data_dir::sync_dir;
+use super::data_dir::{self, sync_dir};
 use kv_storage::log::{
     SegmentId,
     format::{segment_name, segment_of_name},
@@ -25,8 +27,12 @@ use std::{
     },
 };
 
-/// Spare segments that are kept; more are removed.
-const MAX_SPARES: usize = 4;
+/// Spare segments for each stream on a disk with little room: one to go on with, one for the next start.
+const FULL_SPARES: usize = 2;
+/// A disk that has less room than so many segments for each stream has little.
+const LITTLE_ROOM: usize = 8;
+/// Spare segments that are kept beside those; more are removed.
+const MORE_SPARES: usize = 2;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The files of a log, shared by its streams.
@@ -36,9 +42,13 @@ pub(crate) struct SegmentFiles {
     segment_bytes: u64,
     spares: Mutex<Vec<PathBuf>>,
     made: AtomicU64,
-    /// Bytes of the disk that segments leave free.
-    reserved: AtomicU64,
+    /// By stream: bytes of the disk that segments leave free for its executor's checkpoints.
+    reserved: Vec<AtomicU64>,
     full: AtomicBool,
+}
+
+fn most_spares(streams: usize) -> usize {
+    FULL_SPARES * streams + MORE_SPARES
 }
 
 fn full(what: &str) -> io::Error {
@@ -46,15 +56,15 @@ fn full(what: &str) -> io::Error {
 }
 
 impl SegmentFiles {
-    /// The files in `dir`; what is neither a segment nor a spare of this size is removed.
-    pub(crate) fn open(dir: &Path, segment_bytes: u64) -> io::Result<Self> {
+    /// The files in `dir`, for so many streams; spares of another size, and what was not completed, are removed.
+    pub(crate) fn open(dir: &Path, segment_bytes: u64, streams: usize) -> io::Result<Self> {
         let (mut spares, mut made) = (Vec::new(), 0);
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(number) = name.strip_prefix("spare-").and_then(|n| n.parse::<u64>().ok()) {
                 made = made.max(number);
-                if entry.metadata()?.len() == segment_bytes && spares.len() < MAX_SPARES {
+                if entry.metadata()?.len() == segment_bytes && spares.len() < most_spares(streams) {
                     spares.push(entry.path());
                 } else {
                     fs::remove_file(entry.path())?;
@@ -68,7 +78,7 @@ impl SegmentFiles {
             segment_bytes,
             spares: Mutex::new(spares),
             made: AtomicU64::new(made),
-            reserved: AtomicU64::new(0),
+            reserved: (0..streams).map(|_| AtomicU64::new(0)).collect(),
             full: AtomicBool::new(false),
         })
     }
@@ -92,48 +102,46 @@ impl SegmentFiles {
         Ok(ids)
     }
 
-    /// Bytes that may be written before a segment has to be made.
-    pub(crate) fn spare_bytes(&self) -> u64 {
-        self.spares().len() as u64 * self.segment_bytes
-    }
-
-    /// Whether there was no room for a segment when it was last tried to make one.
+    /// Whether there was no room for more segments when that was last looked at.
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// How much of the disk segments leave free from now on.
-    pub(crate) fn reserve(&self, bytes: u64) {
-        self.reserved.fetch_max(bytes, Ordering::Relaxed);
+    /// How much of the disk is left free for the checkpoints of a stream's executor from now on.
+    pub(crate) fn reserve(&self, stream: usize, bytes: u64) {
+        self.reserved[stream].store(bytes, Ordering::Relaxed);
     }
 
-    /// Makes a spare if there is none.
+    /// Makes the spares that there should be.
     pub(crate) fn prepare(&self) -> io::Result<()> {
-        if !self.spares().is_empty() {
-            self.full.store(false, Ordering::Relaxed);
-            return Ok(());
+        let streams = self.reserved.len();
+        let prepared = || -> io::Result<()> {
+            let wanted = if self.room(LITTLE_ROOM * streams).is_ok() { streams } else { FULL_SPARES * streams };
+            while self.spares().len() < wanted {
+                let made = self.make_spare()?;
+                self.spares().push(made);
+            }
+            Ok(())
+        };
+        let prepared = prepared();
+        let is_full = matches!(&prepared, Err(error) if error.kind() == io::ErrorKind::StorageFull);
+        if prepared.is_ok() || is_full {
+            self.full.store(is_full, Ordering::Relaxed);
         }
-        let made = self.make_spare();
-        if let Ok(path) = &made {
-            self.spares().push(path.clone());
-        }
-        made.map(drop)
+        prepared
     }
 
     fn make_spare(&self) -> io::Result<PathBuf> {
-        let made = self.room().and_then(|()| self.write_spare());
-        let is_full = matches!(&made, Err(error) if error.kind() == io::ErrorKind::StorageFull);
-        if made.is_ok() || is_full {
-            self.full.store(is_full, Ordering::Relaxed);
-        }
-        made
+        self.room(1)?;
+        self.write_spare()
     }
 
-    fn room(&self) -> io::Result<()> {
+    fn room(&self, segments: usize) -> io::Result<()> {
         let disk = statvfs(&self.dir)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let needed = self.segment_bytes + self.reserved.load(Ordering::Relaxed);
-        if free < needed { Err(full("no room for a segment beside what checkpoints need")) } else { Ok(()) }
+        let reserved: u64 = self.reserved.iter().map(|r| r.load(Ordering::Relaxed)).sum();
+        let needed = segments as u64 * self.segment_bytes + reserved;
+        if free < needed { Err(full("no room for another segment beside what checkpoints need")) } else { Ok(()) }
     }
 
     fn write_spare(&self) -> io::Result<PathBuf> {
@@ -152,26 +160,30 @@ impl SegmentFiles {
         };
         write().map_err(|error| {
             let _ = fs::remove_file(&beside);
-            // A quota is a disk that is full, for this user.
-            if error.kind() == io::ErrorKind::QuotaExceeded { full("the quota is used up") } else { error }
+            if data_dir::is_full(&error) { full("no room for another segment") } else { error }
         })?;
         Ok(path)
     }
 
     /// Nobody needs these segments any more; they are kept as spares or removed.
     pub(crate) fn let_go(&self, ids: &[(SegmentId, u64)]) -> io::Result<()> {
+        let mut result = Ok(());
         for (id, bytes) in ids {
-            let path = self.path(*id);
-            if *bytes == self.segment_bytes && self.spares().len() < MAX_SPARES {
-                let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
-                let spare = self.dir.join(format!("spare-{number}"));
-                fs::rename(&path, &spare)?;
-                self.spares().push(spare);
-            } else {
-                fs::remove_file(&path)?;
-            }
+            result = result.and(self.let_one_go(*id, *bytes));
         }
-        sync_dir(&self.dir)
+        result.and(sync_dir(&self.dir))
+    }
+
+    fn let_one_go(&self, id: SegmentId, bytes: u64) -> io::Result<()> {
+        let path = self.path(id);
+        if bytes != self.segment_bytes || self.spares().len() >= most_spares(self.reserved.len()) {
+            return fs::remove_file(&path);
+        }
+        let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+        let spare = self.dir.join(format!("spare-{number}"));
+        fs::rename(&path, &spare)?;
+        self.spares().push(spare);
+        Ok(())
     }
 }
 

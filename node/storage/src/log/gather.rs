@@ -7,6 +7,7 @@ use kv_proto::{
     replication::Record,
 };
 use kv_replication::replica::LogEntry;
+use std::collections::VecDeque;
 
 /// Entries on their way to the log, in order.
 #[derive(Debug, Default)]
@@ -39,9 +40,14 @@ pub struct Part {
 }
 
 /// Gathers entries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gather {
+    /// Bytes from which on a chunk takes nothing more.
+    chunk_bytes: usize,
     chunk: Chunk,
+    /// Chunks that take nothing more, the oldest first, and their bytes.
+    closed: VecDeque<Chunk>,
+    closed_bytes: usize,
     /// By partition: the place of its part in the chunk, plus one.
     places: Vec<u32>,
     /// By partition: its last record.
@@ -49,6 +55,13 @@ pub struct Gather {
 }
 
 impl Gather {
+    /// Nothing is gathered yet. A chunk takes nothing more from `chunk_bytes` bytes on.
+    #[must_use]
+    pub fn new(chunk_bytes: usize) -> Self {
+        let (chunk, closed, closed_bytes) = (Chunk::default(), VecDeque::new(), 0);
+        Gather { chunk_bytes, chunk, closed, closed_bytes, places: Vec::new(), last: Vec::new() }
+    }
+
     fn part(&mut self, partition: PartitionId, committed: Lsn) -> &mut Part {
         let at = usize::from(partition.0);
         if self.places.len() <= at {
@@ -79,6 +92,7 @@ impl Gather {
         (part.last, part.configuration) = (last, Some(configuration.clone()));
         format::put_state(&mut self.chunk.body, partition, configuration, last, committed);
         self.last[usize::from(partition.0)] = last;
+        self.close_if_long();
     }
 
     /// Takes what a replica wants kept; `committed` is what it knows to be committed now.
@@ -110,6 +124,7 @@ impl Gather {
                 format::put_state(body, partition, configuration, last, committed);
             }
         }
+        self.close_if_long();
     }
 
     /// Takes a record that stands in an older segment, so that it is not needed there any more.
@@ -117,16 +132,32 @@ impl Gather {
         let part = self.part(partition, committed);
         part.take(record.position.lsn);
         format::put_record(&mut self.chunk.body, partition, record, committed, true);
+        self.close_if_long();
     }
 
     /// Bytes of what is gathered.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.chunk.body.len()
+        self.closed_bytes + self.chunk.body.len()
     }
 
-    /// Hands over what is gathered, if there is anything.
+    /// Hands over the oldest of what is gathered, if there is anything.
     pub fn take(&mut self) -> Option<Chunk> {
+        let Some(chunk) = self.closed.pop_front() else { return self.close() };
+        self.closed_bytes -= chunk.body.len();
+        Some(chunk)
+    }
+
+    fn close_if_long(&mut self) {
+        if self.chunk.body.len() >= self.chunk_bytes
+            && let Some(chunk) = self.close()
+        {
+            self.closed_bytes += chunk.body.len();
+            self.closed.push_back(chunk);
+        }
+    }
+
+    fn close(&mut self) -> Option<Chunk> {
         if self.chunk.entries == 0 {
             return None;
         }
@@ -152,4 +183,30 @@ impl Part {
 #[must_use]
 pub fn log_bytes(record: &Record) -> usize {
     format::record_bytes(record) + BATCH_HEADER_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(lsn: u64, bytes: usize) -> LogEntry {
+        let position = kv_proto::replication::Position { lsn: Lsn(lsn), ..Default::default() };
+        LogEntry::Record(Record { position, operation_id: None, payload: vec![0; bytes].into() })
+    }
+
+    #[test]
+    fn what_was_gathered_at_once_is_no_longer_than_a_chunk_and_a_record() {
+        let mut gather = Gather::new(1000);
+        for lsn in 1..=20 {
+            gather.append(PartitionId(lsn as u16 % 3), &record(lsn, 400), Lsn(0));
+        }
+        let bytes = gather.bytes();
+        let chunks: Vec<Chunk> = std::iter::from_fn(|| gather.take()).collect();
+        assert_eq!(chunks.iter().map(|c| c.body.len()).sum::<usize>(), bytes);
+        assert!(chunks.iter().all(|c| c.body.len() < 1500), "{chunks:?}");
+        let of = |p: u16| chunks.iter().flat_map(|c| &c.parts).filter(move |part| part.partition == PartitionId(p));
+        assert_eq!(of(0).map(|p| p.entries).sum::<u64>(), 6);
+        assert_eq!(of(0).filter_map(|p| p.records).next_back(), Some((Lsn(18), Lsn(18))));
+        assert_eq!(gather.bytes(), 0);
+    }
 }
