@@ -94,10 +94,8 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
         while file.waiting.load(Ordering::Acquire) > MAX_WAITING {
             sleep(LOOK_PAUSE).await;
         }
-        if with(this, |e| e.checkpoints.published)? == Some(false) {
-            return Some(false); // the disk does not take it
-        }
-        let walked = with(this, |e| e.walk(id, &mut walk, &mut encoder))?;
+        let has_failed = with(this, |e| e.checkpoints.published)? == Some(false);
+        let walked = if has_failed { None } else { with(this, |e| e.walk(id, &mut walk, &mut encoder))? };
         let Some((piece, end)) = walked else {
             with(this, |e| e.shared.storage.ask(Job::Abandon(file.clone())))?;
             return Some(false);
@@ -122,6 +120,8 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
     };
     if published {
         with(this, |e| e.handle_checkpointed(id, start, bytes))?;
+    } else {
+        with(this, |e| e.shared.storage.ask(Job::Abandon(file.clone())))?;
     }
     Some(published)
 }
@@ -204,8 +204,13 @@ impl Executor {
 
     /// Leaves room for the checkpoints of this executor's partitions.
     pub(super) fn reserve_for_checkpoints(&self) {
+        if self.owned.is_empty() {
+            return; // what was restored has its room, until somebody owns it
+        }
         let tables = self.partitions.iter().flatten().map(|p| (p.checkpoint_bytes(), p.kept.checkpoint_bytes));
-        self.shared.storage.reserve(self.index, room_for_checkpoints(tables));
+        // What is on its way may be in the tables soon.
+        let coming = (self.held_bytes + self.log.under_way_bytes()) as u64;
+        self.shared.storage.reserve(self.index, room_for_checkpoints(tables) + coming);
     }
 
     /// A checkpoint is published or has failed.
@@ -218,6 +223,7 @@ impl Executor {
         if let Some(partition) = self.partition(id) {
             partition.kept.release(start, bytes);
         }
+        self.reserve_for_checkpoints();
         self.shared.storage.let_go();
     }
 

@@ -70,15 +70,21 @@ impl Log {
         }
     }
 
-    /// Hands over what is gathered; which partitions it is of.
-    fn hand_over(&mut self) -> Option<Vec<PartitionId>> {
+    /// Hands over what is gathered; which partitions it is of, and how many bytes it has.
+    fn hand_over(&mut self) -> Option<(Vec<PartitionId>, u64)> {
         let chunk = self.gather.take()?;
         let of = partitions(&chunk.parts);
         self.sent += 1;
-        self.under_way.push_back(chunk.body.len());
-        self.under_way_bytes += chunk.body.len();
+        let bytes = chunk.body.len();
+        self.under_way.push_back(bytes);
+        self.under_way_bytes += bytes;
         self.stream.write(chunk);
-        Some(of)
+        Some((of, bytes as u64))
+    }
+
+    /// Bytes that are handed over and not on disk.
+    pub(super) fn under_way_bytes(&self) -> usize {
+        self.under_way_bytes
     }
 
     fn handle_flushed(&mut self, chunks: u64) {
@@ -97,7 +103,8 @@ impl Log {
 impl Executor {
     /// Hands over what was appended. Where writes do not wait for the disk, their replicas are told at once.
     pub(super) fn write_log(&mut self) {
-        while let Some(partitions) = self.log.hand_over() {
+        while let Some((partitions, bytes)) = self.log.hand_over() {
+            self.shared.storage.reserve_more(self.index, bytes);
             if self.log.mode == AckMode::Replicated {
                 for id in partitions {
                     self.tell_flushed(id);
@@ -185,7 +192,7 @@ impl Executor {
             let message = format!("the disk of node {node} is full: {what}, until there is room");
             Err(WireError::new(ErrorCode::DiskFull, message))
         };
-        if storage.is_full() && self.log.room() < needed {
+        if self.log_room() < needed {
             return full(self.shared.me.node);
         }
         match self.fullest_follower(id) {
@@ -199,9 +206,15 @@ impl Executor {
         !self.shared.storage.is_full() || bytes + self.shared.storage.reserved_room() / 2 < self.log.room()
     }
 
-    /// What a peer is told of the room that its records have here: bytes, or that there is no limit.
+    /// The room that records have here, as peers are told it too: bytes, or that there is no limit. What is left in spare
+    /// segments is for deletes only.
     pub(super) fn log_room(&self) -> u64 {
-        if self.shared.storage.is_full() { self.log.room() } else { u64::MAX }
+        let storage = &self.shared.storage;
+        if !storage.is_full() {
+            return u64::MAX;
+        }
+        let (room, for_values) = (self.log.room(), storage.reserved_room());
+        if room >= for_values { room } else { (room + storage.spare_bytes()).min(for_values - 1) }
     }
 
     /// Has records read that a replica does not hold any more.

@@ -339,11 +339,11 @@ impl Executor {
         let now = clock::now();
         let replicas = self.owned.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
         let trouble = self.log_trouble();
-        let stats = |p: &Box<Partition>| {
+        let stats = |p: &Partition| {
             let stats = p.stats(now, self.index);
             ReplicaStats { trouble: stats.trouble.or_else(|| trouble.clone()), ..stats }
         };
-        let replicas: Vec<_> = replicas.map(stats).collect();
+        let replicas: Vec<_> = replicas.map(|p| stats(p)).collect();
         if collection.add(replicas, self.requests) {
             self.shared.mail[usize::from(collection.origin().executor.0)].send(Mail::Collected(collection.clone()));
         }

@@ -9,7 +9,10 @@
 //! * When the disk is full there is a spare for each stream yet, unless something else has taken the room: the next start
 //!   needs them.
 
-use super::data_dir::{self, sync_dir};
+use super::{
+    data_dir::{self, sync_dir},
+    reserve::Reserve,
+};
 use kv_storage::log::{
     SegmentId,
     format::{segment_name, segment_of_name},
@@ -42,13 +45,20 @@ pub(crate) struct SegmentFiles {
     segment_bytes: u64,
     spares: Mutex<Vec<PathBuf>>,
     made: AtomicU64,
-    /// By stream: bytes of the disk that segments leave free for its executor's checkpoints.
+    /// By stream: bytes of the disk that segments leave to its executor's checkpoints.
     reserved: Vec<AtomicU64>,
+    /// How much of that is written already, to checkpoints that are not published.
+    lent: AtomicU64,
+    reserve: Mutex<Reserve>,
     full: AtomicBool,
 }
 
 fn most_spares(streams: usize) -> usize {
     FULL_SPARES * streams + MORE_SPARES
+}
+
+fn full_if_full(error: io::Error) -> io::Error {
+    if data_dir::is_full(&error) { full("no room for another segment") } else { error }
 }
 
 fn full(what: &str) -> io::Error {
@@ -79,6 +89,8 @@ impl SegmentFiles {
             spares: Mutex::new(spares),
             made: AtomicU64::new(made),
             reserved: (0..streams).map(|_| AtomicU64::new(0)).collect(),
+            lent: AtomicU64::new(0),
+            reserve: Mutex::new(Reserve::open(&dir.join("reserve"))?),
             full: AtomicBool::new(false),
         })
     }
@@ -107,15 +119,58 @@ impl SegmentFiles {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// How much of the disk is left free for the checkpoints of a stream's executor from now on.
+    /// Bytes that each stream may write to spares and leave those that the next start needs.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        let streams = self.reserved.len();
+        (self.spares().len().saturating_sub(streams) / streams) as u64 * self.segment_bytes
+    }
+
+    /// How much of the disk is left to the checkpoints of a stream's executor from now on.
     pub(crate) fn reserve(&self, stream: usize, bytes: u64) {
         self.reserved[stream].store(bytes, Ordering::Relaxed);
     }
 
-    /// Makes the spares that there should be.
+    /// That is so many bytes more.
+    pub(crate) fn reserve_more(&self, stream: usize, bytes: u64) {
+        self.reserved[stream].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// So many bytes of a checkpoint are about to be written.
+    pub(crate) fn lend(&self, bytes: u64) {
+        self.lent.fetch_add(bytes, Ordering::Relaxed);
+        let mut reserve = self.taken();
+        let left = reserve.bytes().saturating_sub(bytes);
+        // What cannot be given back is no help, and no harm.
+        let _ = reserve.shrink(left);
+    }
+
+    /// A checkpoint with so many bytes is published, or is gone.
+    pub(crate) fn settle(&self, bytes: u64) {
+        self.lent.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Reserve> {
+        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that are left to checkpoints: what they need, and what is written while nobody looks.
+    fn target(&self) -> u64 {
+        let reserved: u64 = self.reserved.iter().map(|r| r.load(Ordering::Relaxed)).sum();
+        let more = self.reserved.len() as u64 * self.segment_bytes / 2;
+        (reserved + more).saturating_sub(self.lent.load(Ordering::Relaxed))
+    }
+
+    /// Takes the room and makes the spares that there should be.
     pub(crate) fn prepare(&self) -> io::Result<()> {
         let streams = self.reserved.len();
         let prepared = || -> io::Result<()> {
+            let target = self.target();
+            let mut reserve = self.taken();
+            if reserve.bytes() > target + self.segment_bytes {
+                reserve.shrink(target)?;
+            }
+            reserve.grow(target).map_err(full_if_full)?;
+            drop(reserve);
             let wanted = if self.room(LITTLE_ROOM * streams).is_ok() { streams } else { FULL_SPARES * streams };
             while self.spares().len() < wanted {
                 let made = self.make_spare()?;
@@ -139,9 +194,23 @@ impl SegmentFiles {
     fn room(&self, segments: usize) -> io::Result<()> {
         let disk = statvfs(&self.dir)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let reserved: u64 = self.reserved.iter().map(|r| r.load(Ordering::Relaxed)).sum();
+        let reserved = self.target().saturating_sub(self.taken().bytes());
         let needed = segments as u64 * self.segment_bytes + reserved;
         if free < needed { Err(full("no room for another segment beside what checkpoints need")) } else { Ok(()) }
+    }
+
+    /// The first segment of a stream may have what is left to checkpoints: without it there would be none.
+    fn make_first(&self) -> io::Result<PathBuf> {
+        self.write_spare().or_else(|error| {
+            if error.kind() != io::ErrorKind::StorageFull {
+                return Err(error);
+            }
+            let mut reserve = self.taken();
+            let left = reserve.bytes().saturating_sub(self.segment_bytes);
+            reserve.shrink(left)?;
+            drop(reserve);
+            self.write_spare()
+        })
     }
 
     fn write_spare(&self) -> io::Result<PathBuf> {
@@ -160,7 +229,7 @@ impl SegmentFiles {
         };
         write().map_err(|error| {
             let _ = fs::remove_file(&beside);
-            if data_dir::is_full(&error) { full("no room for another segment") } else { error }
+            full_if_full(error)
         })?;
         Ok(path)
     }
@@ -204,7 +273,8 @@ impl Media for StreamFiles {
     fn create(&mut self, id: SegmentId, bytes: u64) -> io::Result<()> {
         assert_eq!(bytes, self.files.segment_bytes, "all segments of a node have one size");
         let spare = self.files.spares().pop();
-        let spare = spare.map_or_else(|| self.files.make_spare(), Ok)?;
+        let make = || if id.number == 1 { self.files.make_first() } else { self.files.make_spare() };
+        let spare = spare.map_or_else(make, Ok)?;
         let path = self.files.path(id);
         fs::rename(spare, &path)?;
         sync_dir(&self.files.dir)?;

@@ -2,6 +2,7 @@
 //!
 //! * `data_dir`: the node's folder, its lock, whose it is
 //! * `files`: the log's segments as files
+//! * `reserve`: room on the disk that is taken in advance
 //! * `stream`: the thread that writes an executor's stream of the log
 //! * `restore`: reading everything back at the start
 //! * `worker`: the thread for everything else that blocks: checkpoints, reading from the log, making and removing files
@@ -12,6 +13,7 @@
 
 mod data_dir;
 mod files;
+mod reserve;
 mod restore;
 mod stream;
 mod worker;
@@ -209,6 +211,16 @@ impl Storage {
     /// Room in a stream below which it takes no more values.
     pub(crate) fn reserved_room(&self) -> u64 {
         self.settings.segment_bytes / RESERVED_PART
+    }
+
+    /// Bytes that each stream may write to spare segments and leave those that the next start needs.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.files.spare_bytes()
+    }
+
+    /// So many bytes were appended, which may be in its checkpoints some day.
+    pub(crate) fn reserve_more(&self, executor: ExecutorIndex, bytes: u64) {
+        self.files.reserve_more(usize::from(executor.0), bytes);
     }
 
     /// Has the segments removed that nobody needs.

@@ -93,6 +93,8 @@ struct Open {
     start: Lsn,
     file: File,
     path: PathBuf,
+    /// Bytes in all.
+    bytes: u64,
     /// Bytes since the last sync.
     unsynced: usize,
 }
@@ -159,7 +161,6 @@ impl Worker {
                 let published = self.publish(&checkpoint);
                 if let Err(error) = &published {
                     self.warn("publish a checkpoint", error);
-                    self.discard(&checkpoint);
                 }
                 self.tell(&checkpoint, published.is_ok());
             }
@@ -215,13 +216,15 @@ impl Worker {
         let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
         let path = self.checkpoints.join(format!("{name}.new"));
         let file = File::create(&path)?;
-        self.open.insert(checkpoint.partition, Open { start: checkpoint.start, file, path, unsynced: 0 });
+        self.open.insert(checkpoint.partition, Open { start: checkpoint.start, file, path, bytes: 0, unsynced: 0 });
         Ok(())
     }
 
     fn write(&mut self, checkpoint: &CheckpointFile, bytes: &[u8]) -> io::Result<()> {
         let open = self.open.get_mut(&checkpoint.partition).filter(|open| open.start == checkpoint.start);
         let Some(open) = open else { return Ok(()) }; // it has failed
+        self.files.lend(bytes.len() as u64);
+        open.bytes += bytes.len() as u64;
         open.file.write_all(bytes)?;
         open.unsynced += bytes.len();
         if open.unsynced >= SYNC_BYTES {
@@ -232,7 +235,9 @@ impl Worker {
     }
 
     fn publish(&mut self, checkpoint: &CheckpointFile) -> io::Result<()> {
-        let open = self.open.remove(&checkpoint.partition).ok_or_else(|| io::Error::other("it was given up"))?;
+        let open = self.open.remove(&checkpoint.partition).filter(|open| open.start == checkpoint.start);
+        let open = open.ok_or_else(|| io::Error::other("it was given up"))?;
+        self.files.settle(open.bytes);
         let published = || -> io::Result<()> {
             open.file.sync_all()?;
             let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
@@ -255,6 +260,7 @@ impl Worker {
 
     fn discard(&mut self, checkpoint: &CheckpointFile) {
         if let Some(open) = self.open.remove(&checkpoint.partition) {
+            self.files.settle(open.bytes);
             let _ = fs::remove_file(open.path);
         }
     }

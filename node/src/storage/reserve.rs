@@ -1,0 +1,101 @@
+//! Room on the disk that is taken in advance, so that nobody else takes it: for the checkpoints that let the log go.
+//!
+//! A file that is allocated and never written. What is written in its place makes it shorter by as much. Where the file
+//! system cannot do that, there is none, and the room is only left free.
+
+use super::data_dir;
+use rustix::fs::{FallocateFlags, fallocate, ftruncate};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// By how many bytes the file grows at a time: what is there when there is no more room stays.
+const STEP_BYTES: u64 = 256 * 1024;
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    path: PathBuf,
+    file: Option<File>,
+    bytes: u64,
+    is_supported: bool,
+}
+
+impl Reserve {
+    /// What was taken by an earlier process is taken.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = match File::options().write(true).open(path) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let bytes = file.as_ref().map_or(Ok(0), |f| f.metadata().map(|m| m.len()))?;
+        Ok(Reserve { path: path.to_path_buf(), file, bytes, is_supported: true })
+    }
+
+    /// Bytes that are taken.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes so many bytes, or as many as there are: then with an error.
+    pub(super) fn grow(&mut self, to: u64) -> io::Result<()> {
+        if self.bytes >= to || !self.is_supported {
+            return Ok(());
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(File::options().write(true).create(true).truncate(false).open(&self.path)?),
+        };
+        while self.bytes < to {
+            let step = STEP_BYTES.min(to - self.bytes);
+            match fallocate(&*file, FallocateFlags::empty(), self.bytes, step).map_err(io::Error::from) {
+                Ok(()) => self.bytes += step,
+                Err(error) if data_dir::is_full(&error) => {
+                    ftruncate(&*file, self.bytes)?;
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the file system takes no room in advance: what checkpoints need is only left free");
+                    self.is_supported = false;
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what is more than so many bytes.
+    pub(super) fn shrink(&mut self, to: u64) -> io::Result<()> {
+        if self.bytes > to
+            && let Some(file) = &self.file
+        {
+            ftruncate(file, to)?;
+            self.bytes = to;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn room_is_taken_and_given_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("reserve");
+        let taken = || std::fs::metadata(&path).expect("there").blocks() * 512;
+        let mut reserve = Reserve::open(&path).expect("none yet");
+        reserve.grow(1_000_000).expect("there is room");
+        assert_eq!(reserve.bytes(), 1_000_000);
+        assert!(taken() >= 1_000_000);
+        reserve.grow(10).expect("nothing to do");
+        reserve.shrink(100_000).expect("given back");
+        assert!(taken() < 200_000);
+        assert_eq!(Reserve::open(&path).expect("there").bytes(), 100_000);
+    }
+}
