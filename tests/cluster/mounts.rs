@@ -65,6 +65,11 @@ impl Disk {
         symlink(&self.at, folder).expect("writable");
     }
 
+    /// One in memory has so many MiB from now on.
+    pub(crate) fn resize(&self, mib: u32) {
+        run(Command::new("mount").args(["-o", &format!("remount,size={mib}m")]).arg(&self.at)).expect("remounted");
+    }
+
     pub(crate) fn make_read_only(&self) {
         run(Command::new("mount").args(["-o", "remount,ro"]).arg(&self.at)).expect("remounted");
     }
@@ -100,6 +105,11 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let listed = Command::new("find").arg(&self.at).args(["-type", "f", "-printf", "%P %s %kKiB\\n"]).output();
+            let listed = listed.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+            eprintln!("{} bytes of the disk are taken:\n{listed}", self.used());
+        }
         if self.frozen {
             let _ = run(Command::new("fsfreeze").arg("-u").arg(&self.at));
         }

@@ -16,7 +16,7 @@ use kv_proto::{
     frame::{self, Kind},
     hello::Welcome,
     ids::{DiskId, ExecutorIndex, Member, NodeId, PartitionId},
-    replication::{PeerBatch, PeerBody, PeerMessage, Record},
+    replication::{PeerBatch, PeerBody, PeerMessage, Record, TAKES_NOTHING},
     stats,
 };
 use kv_replication::{clock::Instant64, replica::Event};
@@ -100,9 +100,9 @@ impl Links {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if let Some(Some(executor)) = peer.partitions.get(&id)
             && let Some(room) = peer.room.get_mut(executor)
-            && *room != u64::MAX
+            && ![u64::MAX, TAKES_NOTHING].contains(room)
         {
-            *room = room.saturating_sub(bytes);
+            *room = room.saturating_sub(bytes).max(TAKES_NOTHING + 1);
         }
     }
 }

@@ -15,7 +15,8 @@ use kv_proto::{
     cluster_map::AckMode,
     error_code::{ErrorCode, WireError},
     ids::{ExecutorIndex, Lsn, NodeId, PartitionId},
-    replication::{Position, Record},
+    replication::{Position, Record, TAKES_NOTHING},
+    stats::Role,
 };
 use kv_replication::replica::Event;
 use kv_storage::log::{batch_bytes, format::BLOCK_BYTES, gather::Gather, writer::Flushed};
@@ -166,18 +167,21 @@ impl Executor {
         }
     }
 
-    /// Why the disk takes nothing, if it does not.
-    pub(super) fn log_trouble(&self) -> Option<String> {
-        let node = self.shared.me.node;
-        let late = || format!("the disk of node {node} takes more than 2 s for a batch of its log");
-        (self.log.unmoved >= LATE_LOOKS).then(late)
+    /// Why the disk of this node takes nothing, or that of a follower of what is led here, if one does not.
+    pub(super) fn log_trouble(&self, id: PartitionId) -> Option<String> {
+        let own = (self.log.unmoved >= LATE_LOOKS).then_some(self.shared.me.node);
+        let late = own.or_else(|| {
+            let leads = self.partitions[usize::from(id.0)].as_ref()?.replica.role() == Role::Leader;
+            self.fullest_follower(id).filter(|(_, room)| leads && *room == TAKES_NOTHING).map(|(node, _)| node)
+        });
+        late.map(|node| format!("the disk of node {node} takes more than 2 s for a batch of its log"))
     }
 
     /// Whether the logs of all members have room for a write: one that stores so many bytes, or one that deletes, for which
     /// more is reserved.
     pub(super) fn check_log(&self, id: PartitionId, stores: Option<usize>) -> Result<(), WireError> {
         let storage = &self.shared.storage;
-        if let Some(why) = self.log_trouble() {
+        if let Some(why) = self.log_trouble(id) {
             return Err(WireError::new(ErrorCode::NotReady, format!("{why}; nothing was written")));
         }
         let needed = match stores {
@@ -210,11 +214,15 @@ impl Executor {
     /// segments is for deletes only.
     pub(super) fn log_room(&self) -> u64 {
         let storage = &self.shared.storage;
+        if self.log.unmoved >= LATE_LOOKS {
+            return TAKES_NOTHING;
+        }
         if !storage.is_full() {
             return u64::MAX;
         }
         let (room, for_values) = (self.log.room(), storage.reserved_room());
-        if room >= for_values { room } else { (room + storage.spare_bytes()).min(for_values - 1) }
+        let room = if room >= for_values { room } else { (room + storage.spare_bytes()).min(for_values - 1) };
+        room.max(TAKES_NOTHING + 1)
     }
 
     /// Has records read that a replica does not hold any more.

@@ -338,10 +338,9 @@ impl Executor {
     pub(super) fn add_stats(&mut self, collection: &Arc<Collection>) {
         let now = clock::now();
         let replicas = self.owned.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
-        let trouble = self.log_trouble();
         let stats = |p: &Partition| {
             let stats = p.stats(now, self.index);
-            ReplicaStats { trouble: stats.trouble.or_else(|| trouble.clone()), ..stats }
+            ReplicaStats { trouble: stats.trouble.or_else(|| self.log_trouble(stats.partition)), ..stats }
         };
         let replicas: Vec<_> = replicas.map(|p| stats(p)).collect();
         if collection.add(replicas, self.requests) {

@@ -34,6 +34,8 @@ use std::{
 const FULL_SPARES: usize = 2;
 /// A disk that has less room than so many segments for each stream has little.
 const LITTLE_ROOM: usize = 8;
+/// Where there is plenty, this part of a segment is taken for what is written while nobody looks; otherwise a whole one.
+const PLENTY_PART: u64 = 8;
 /// Spare segments that are kept beside those; more are removed.
 const MORE_SPARES: usize = 2;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -154,9 +156,10 @@ impl SegmentFiles {
     }
 
     /// Bytes that are left to checkpoints: what they need, and what is written while nobody looks.
-    fn target(&self) -> u64 {
+    fn target(&self, has_little_room: bool) -> u64 {
         let reserved: u64 = self.reserved.iter().map(|r| r.load(Ordering::Relaxed)).sum();
-        let more = self.reserved.len() as u64 * self.segment_bytes / 2;
+        let more = self.reserved.len() as u64 * self.segment_bytes;
+        let more = if has_little_room { more } else { more / PLENTY_PART };
         (reserved + more).saturating_sub(self.lent.load(Ordering::Relaxed))
     }
 
@@ -164,14 +167,15 @@ impl SegmentFiles {
     pub(crate) fn prepare(&self) -> io::Result<()> {
         let streams = self.reserved.len();
         let prepared = || -> io::Result<()> {
-            let target = self.target();
+            let has_little_room = self.room(LITTLE_ROOM * streams).is_err();
+            let target = self.target(has_little_room);
             let mut reserve = self.taken();
             if reserve.bytes() > target + self.segment_bytes {
                 reserve.shrink(target)?;
             }
             reserve.grow(target).map_err(full_if_full)?;
             drop(reserve);
-            let wanted = if self.room(LITTLE_ROOM * streams).is_ok() { streams } else { FULL_SPARES * streams };
+            let wanted = if has_little_room { FULL_SPARES * streams } else { streams };
             while self.spares().len() < wanted {
                 let made = self.make_spare()?;
                 self.spares().push(made);
@@ -188,36 +192,32 @@ impl SegmentFiles {
 
     fn make_spare(&self) -> io::Result<PathBuf> {
         self.room(1)?;
-        self.write_spare()
+        self.write_spare(false)
     }
 
     fn room(&self, segments: usize) -> io::Result<()> {
         let disk = statvfs(&self.dir)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let reserved = self.target().saturating_sub(self.taken().bytes());
+        let reserved = self.target(false).saturating_sub(self.taken().bytes());
         let needed = segments as u64 * self.segment_bytes + reserved;
         if free < needed { Err(full("no room for another segment beside what checkpoints need")) } else { Ok(()) }
     }
 
-    /// The first segment of a stream may have what is left to checkpoints: without it there would be none.
+    /// The first segment of a stream may be made of what is left to checkpoints: without it there would be none.
     fn make_first(&self) -> io::Result<PathBuf> {
-        self.write_spare().or_else(|error| {
-            if error.kind() != io::ErrorKind::StorageFull {
-                return Err(error);
-            }
-            let mut reserve = self.taken();
-            let left = reserve.bytes().saturating_sub(self.segment_bytes);
-            reserve.shrink(left)?;
-            drop(reserve);
-            self.write_spare()
+        self.write_spare(false).or_else(|error| {
+            if error.kind() == io::ErrorKind::StorageFull { self.write_spare(true) } else { Err(error) }
         })
     }
 
-    fn write_spare(&self) -> io::Result<PathBuf> {
+    fn write_spare(&self, of_reserve: bool) -> io::Result<PathBuf> {
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
         let (path, beside) = (self.dir.join(format!("spare-{number}")), self.dir.join(format!("spare-{number}.new")));
         let write = || -> io::Result<()> {
-            let mut file = File::create(&beside)?;
+            if of_reserve && !self.taken().become_file(self.segment_bytes, &beside)? {
+                return Err(full("no room for the first segment"));
+            }
+            let mut file = File::options().write(true).create(true).truncate(false).open(&beside)?;
             let mut left = self.segment_bytes;
             while left > 0 {
                 let bytes = left.min(ZEROS.len() as u64);

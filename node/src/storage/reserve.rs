@@ -6,7 +6,7 @@
 use super::data_dir;
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
@@ -67,6 +67,17 @@ impl Reserve {
         Ok(())
     }
 
+    /// Gives up its file with so many bytes, if it has them, under this name: its room is nobody else's at any moment.
+    pub(super) fn become_file(&mut self, bytes: u64, path: &Path) -> io::Result<bool> {
+        if self.bytes < bytes {
+            return Ok(false);
+        }
+        self.shrink(bytes)?;
+        fs::rename(&self.path, path)?;
+        (self.file, self.bytes) = (None, 0);
+        Ok(true)
+    }
+
     /// Gives back what is more than so many bytes.
     pub(super) fn shrink(&mut self, to: u64) -> io::Result<()> {
         if self.bytes > to
@@ -97,5 +108,11 @@ mod tests {
         reserve.shrink(100_000).expect("given back");
         assert!(taken() < 200_000);
         assert_eq!(Reserve::open(&path).expect("there").bytes(), 100_000);
+        let other = dir.path().join("other");
+        assert!(!reserve.become_file(100_001, &other).expect("nothing done"));
+        assert!(reserve.become_file(99_000, &other).expect("renamed"));
+        assert_eq!((std::fs::metadata(&other).expect("there").len(), path.exists()), (99_000, false));
+        reserve.grow(1000).expect("a new one");
+        assert_eq!(Reserve::open(&path).expect("there").bytes(), 1000);
     }
 }
