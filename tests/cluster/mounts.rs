@@ -76,7 +76,8 @@ impl Disk {
 
     /// Takes all room that is left; the file that does.
     pub(crate) fn fill(&self) -> PathBuf {
-        let path = self.at.join("ballast");
+        let path = self.at.join("somebody-else/ballast");
+        fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
         let mut file = File::options().create(true).append(true).open(&path).expect("writable");
         for bytes in [1 << 20, 4096] {
             while file.write_all(&vec![1; bytes]).is_ok() {}

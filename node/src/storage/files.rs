@@ -140,10 +140,8 @@ impl SegmentFiles {
     /// So many bytes of a checkpoint are about to be written.
     pub(crate) fn lend(&self, bytes: u64) {
         self.lent.fetch_add(bytes, Ordering::Relaxed);
-        let mut reserve = self.taken();
-        let left = reserve.bytes().saturating_sub(bytes);
         // What cannot be given back is no help, and no harm.
-        let _ = reserve.shrink(left);
+        let _ = self.taken().lend(bytes);
     }
 
     /// A checkpoint with so many bytes is published, or is gone.

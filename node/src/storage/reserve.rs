@@ -1,6 +1,6 @@
 //! Room on the disk that is taken in advance, so that nobody else takes it: for the checkpoints that let the log go.
 //!
-//! A file that is allocated and never written. What is written in its place makes it shorter by as much. Where the file
+//! A file of whole blocks that is allocated and never written. What is written in its place makes it shorter by as much. Where the file
 //! system cannot do that, there is none, and the room is only left free.
 
 use super::data_dir;
@@ -13,6 +13,9 @@ use std::{
 
 /// By how many bytes the file grows at a time: what is there when there is no more room stays.
 const STEP_BYTES: u64 = 256 * 1024;
+
+/// A file takes whole blocks: giving back less than one gives nothing.
+const BLOCK_BYTES: u64 = 4096;
 
 /// The file.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ impl Reserve {
 
     /// Takes so many bytes, or as many as there are: then with an error.
     pub(super) fn grow(&mut self, to: u64) -> io::Result<()> {
+        let to = to.next_multiple_of(BLOCK_BYTES);
         if self.bytes >= to || !self.is_supported {
             return Ok(());
         }
@@ -78,8 +82,14 @@ impl Reserve {
         Ok(true)
     }
 
+    /// Gives back room for a file of so many bytes, as far as there is any.
+    pub(super) fn lend(&mut self, bytes: u64) -> io::Result<()> {
+        self.shrink(self.bytes.saturating_sub(bytes.next_multiple_of(BLOCK_BYTES)))
+    }
+
     /// Gives back what is more than so many bytes.
     pub(super) fn shrink(&mut self, to: u64) -> io::Result<()> {
+        let to = to / BLOCK_BYTES * BLOCK_BYTES;
         if self.bytes > to
             && let Some(file) = &self.file
         {
@@ -102,17 +112,20 @@ mod tests {
         let taken = || std::fs::metadata(&path).expect("there").blocks() * 512;
         let mut reserve = Reserve::open(&path).expect("none yet");
         reserve.grow(1_000_000).expect("there is room");
-        assert_eq!(reserve.bytes(), 1_000_000);
+        assert_eq!(reserve.bytes(), 1_003_520, "whole blocks");
         assert!(taken() >= 1_000_000);
         reserve.grow(10).expect("nothing to do");
+        let before = taken();
+        reserve.lend(10).expect("given back");
+        assert!(taken() <= before - 10, "a block is what a file of ten bytes needs");
         reserve.shrink(100_000).expect("given back");
         assert!(taken() < 200_000);
-        assert_eq!(Reserve::open(&path).expect("there").bytes(), 100_000);
+        assert_eq!(Reserve::open(&path).expect("there").bytes(), 98_304);
         let other = dir.path().join("other");
-        assert!(!reserve.become_file(100_001, &other).expect("nothing done"));
-        assert!(reserve.become_file(99_000, &other).expect("renamed"));
-        assert_eq!((std::fs::metadata(&other).expect("there").len(), path.exists()), (99_000, false));
+        assert!(!reserve.become_file(98_305, &other).expect("nothing done"));
+        assert!(reserve.become_file(90_112, &other).expect("renamed"));
+        assert_eq!((std::fs::metadata(&other).expect("there").len(), path.exists()), (90_112, false));
         reserve.grow(1000).expect("a new one");
-        assert_eq!(Reserve::open(&path).expect("there").bytes(), 1000);
+        assert_eq!(Reserve::open(&path).expect("there").bytes(), 4096);
     }
 }

@@ -40,6 +40,8 @@ use std::{
 
 /// After so many bytes a checkpoint file is synced, so that the sync at its end is short.
 const SYNC_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes that a file system may need for one more name.
+const NAME_BYTES: u64 = 8192;
 /// How often it is looked whether the disk has room: what takes it or gives it back may be no part of the node.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -93,7 +95,7 @@ struct Open {
     start: Lsn,
     file: File,
     path: PathBuf,
-    /// Bytes in all.
+    /// Bytes in all, with those of its name.
     bytes: u64,
     /// Bytes since the last sync.
     unsynced: usize,
@@ -215,8 +217,10 @@ impl Worker {
         self.discard(checkpoint);
         let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
         let path = self.checkpoints.join(format!("{name}.new"));
-        let file = File::create(&path)?;
-        self.open.insert(checkpoint.partition, Open { start: checkpoint.start, file, path, bytes: 0, unsynced: 0 });
+        self.files.lend(NAME_BYTES);
+        let file = File::create(&path).inspect_err(|_| self.files.settle(NAME_BYTES))?;
+        let (start, bytes) = (checkpoint.start, NAME_BYTES);
+        self.open.insert(checkpoint.partition, Open { start, file, path, bytes, unsynced: 0 });
         Ok(())
     }
 
