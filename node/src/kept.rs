@@ -111,7 +111,8 @@ mod tests {
     fn what_a_checkpoint_has_is_not_asked_of_the_log() {
         let mut kept = Kept::default();
         let segment = |number| SegmentId { stream: StreamId { generation: 1, executor: 0 }, number };
-        let place = |number, first, last| Place { segment: segment(number), offset: 0, first: Lsn(first), last: Lsn(last) };
+        let place =
+            |number, first, last| Place { segment: segment(number), offset: 0, first: Lsn(first), last: Lsn(last) };
         kept.handle_place(place(1, 1, 5));
         kept.release(Position { lsn: Lsn(5), ..Position::default() }, 100);
         assert_eq!((kept.released.lsn, kept.checkpoint_bytes), (Lsn(5), 100));

@@ -7,12 +7,7 @@ use crate::{
 };
 use hyper::{Method, body::Bytes};
 use rustix::process::Signal;
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    thread,
-};
+use std::{collections::BTreeSet, fs, path::Path, thread};
 use tempfile::TempDir;
 
 const WRITERS: usize = 4;
@@ -201,7 +196,10 @@ fn a_disk_of_a_follower_that_runs_full() {
     let mut keys = fill(&cluster, "first");
     let refused = put(&cluster, "refused");
     assert!(is_disk_full(&refused), "{refused:?}");
-    assert!(refused.json()["detail"].as_str().is_some_and(|d| d.contains("node shard0-follower is full")), "{refused:?}");
+    assert!(
+        refused.json()["detail"].as_str().is_some_and(|d| d.contains("node shard0-follower is full")),
+        "{refused:?}"
+    );
     all_there(&cluster, &keys);
     let cluster = start(kill_all(cluster));
     all_there(&cluster, &keys);

@@ -40,7 +40,9 @@ impl Disk {
 
     /// One in memory, of so many MiB.
     pub(crate) fn tmpfs(mib: u32) -> Option<Self> {
-        Self::mount(|_, at| run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at)))
+        Self::mount(|_, at| {
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at))
+        })
     }
 
     /// One in a file, of so many MiB.

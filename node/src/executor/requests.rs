@@ -188,7 +188,8 @@ impl Executor {
             return Some(refused);
         }
         let stores = matches!(effect, Effect::Put { .. }).then_some(body.len());
-        let full = if stores.is_some() { self.check_memory() } else { Ok(()) }.and_then(|()| self.check_log(id, stores)).err();
+        let full =
+            if stores.is_some() { self.check_memory() } else { Ok(()) }.and_then(|()| self.check_log(id, stores)).err();
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
         // Who is not the leader has a better answer.
         if let (Some(full), Ok(())) = (full, partition.replica.check_read()) {

@@ -101,7 +101,9 @@ fn cure(error: &io::Error) -> &'static str {
         io::ErrorKind::ReadOnlyFilesystem => {
             "mount the file system for writing, or choose another folder by --data-dir"
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk, or choose another folder by --data-dir",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on the disk, or choose another folder by --data-dir"
+        }
         _ => "choose a folder that can be written by --data-dir",
     }
 }
@@ -282,7 +284,10 @@ mod tests {
         assert!(open().contains("a newer kv"), "{}", open());
         fs::write(&path, &good).expect("written");
         fs::remove_dir(dir.path().join("log")).expect("removed");
-        DataDir::open(dir.path(), node("a"), DiskId(8)).expect("nothing was in it yet").change(|f| f.begun = 1).expect("written");
+        DataDir::open(dir.path(), node("a"), DiskId(8))
+            .expect("nothing was in it yet")
+            .change(|f| f.begun = 1)
+            .expect("written");
         fs::remove_dir(dir.path().join("log")).expect("removed");
         assert!(open().contains("log is missing: put back a copy"), "{}", open());
         assert!(!dir.path().join("log").exists(), "nothing is changed");

@@ -34,8 +34,6 @@ use std::{
 const FULL_SPARES: usize = 2;
 /// A disk that has less room than so many segments for each stream has little.
 const LITTLE_ROOM: usize = 8;
-/// Where there is plenty, this part of a segment is taken for what is written while nobody looks; otherwise a whole one.
-const PLENTY_PART: u64 = 8;
 /// Spare segments that are kept beside those; more are removed.
 const MORE_SPARES: usize = 2;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -140,8 +138,12 @@ impl SegmentFiles {
     /// So many bytes of a checkpoint are about to be written.
     pub(crate) fn lend(&self, bytes: u64) {
         self.lent.fetch_add(bytes, Ordering::Relaxed);
-        // What cannot be given back is no help, and no harm.
-        let _ = self.taken().lend(bytes);
+        let without_spare = self.reserved.len().saturating_sub(self.spares().len()) as u64;
+        let mut reserve = self.taken();
+        if reserve.bytes() >= without_spare * self.segment_bytes + bytes {
+            // What cannot be given back is no help, and no harm.
+            let _ = reserve.lend(bytes);
+        }
     }
 
     /// A checkpoint with so many bytes is published, or is gone.
@@ -153,12 +155,12 @@ impl SegmentFiles {
         self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that are left to checkpoints: what they need, and what is written while nobody looks.
-    fn target(&self, has_little_room: bool) -> u64 {
+    /// Bytes that are left to checkpoints, and one segment for each stream: the next start can have that if there is no spare,
+    /// and it is for what is written while nobody looks.
+    fn target(&self) -> u64 {
         let reserved: u64 = self.reserved.iter().map(|r| r.load(Ordering::Relaxed)).sum();
-        let more = self.reserved.len() as u64 * self.segment_bytes;
-        let more = if has_little_room { more } else { more / PLENTY_PART };
-        (reserved + more).saturating_sub(self.lent.load(Ordering::Relaxed))
+        let segments = self.reserved.len() as u64 * self.segment_bytes;
+        (reserved + segments).saturating_sub(self.lent.load(Ordering::Relaxed))
     }
 
     /// Takes the room and makes the spares that there should be.
@@ -166,7 +168,7 @@ impl SegmentFiles {
         let streams = self.reserved.len();
         let prepared = || -> io::Result<()> {
             let has_little_room = self.room(LITTLE_ROOM * streams).is_err();
-            let target = self.target(has_little_room);
+            let target = self.target();
             let mut reserve = self.taken();
             if reserve.bytes() > target + self.segment_bytes {
                 reserve.shrink(target)?;
@@ -196,7 +198,7 @@ impl SegmentFiles {
     fn room(&self, segments: usize) -> io::Result<()> {
         let disk = statvfs(&self.dir)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let reserved = self.target(false).saturating_sub(self.taken().bytes());
+        let reserved = self.target().saturating_sub(self.taken().bytes());
         let needed = segments as u64 * self.segment_bytes + reserved;
         if free < needed { Err(full("no room for another segment beside what checkpoints need")) } else { Ok(()) }
     }

@@ -16,6 +16,8 @@ mod files;
 mod reserve;
 mod restore;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub(crate) use data_dir::DataDir;
@@ -108,9 +110,11 @@ impl Storage {
         for (scanned, bytes) in restored.segments {
             catalog.seal(scanned.sealed, bytes, scanned.states);
         }
-        let tables = restored.recovered.partitions.iter().map(|(id, p)| {
-            (checkpoint_bytes(&p.table), restored.checkpoints.get(id).copied().unwrap_or(0))
-        });
+        let tables = restored
+            .recovered
+            .partitions
+            .iter()
+            .map(|(id, p)| (checkpoint_bytes(&p.table), restored.checkpoints.get(id).copied().unwrap_or(0)));
         files.reserve(0, room_for_checkpoints(tables));
         let damage = restored.recovered.damage.first().cloned();
         let files = Arc::new(files);
@@ -132,7 +136,11 @@ impl Storage {
     }
 
     /// Starts the stream of an executor.
-    pub(crate) fn start_stream(self: &Arc<Self>, executor: ExecutorIndex, mail: Sender<Mail>) -> Result<Stream, RestoreError> {
+    pub(crate) fn start_stream(
+        self: &Arc<Self>,
+        executor: ExecutorIndex,
+        mail: Sender<Mail>,
+    ) -> Result<Stream, RestoreError> {
         let options = StreamOptions {
             cluster: self.cluster().unwrap_or_default(),
             identity: self.identity,

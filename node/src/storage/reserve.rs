@@ -109,7 +109,7 @@ mod tests {
     fn room_is_taken_and_given_back() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("reserve");
-        let taken = || std::fs::metadata(&path).expect("there").blocks() * 512;
+        let taken = || fs::metadata(&path).expect("there").blocks() * 512;
         let mut reserve = Reserve::open(&path).expect("none yet");
         reserve.grow(1_000_000).expect("there is room");
         assert_eq!(reserve.bytes(), 1_003_520, "whole blocks");
@@ -124,7 +124,7 @@ mod tests {
         let other = dir.path().join("other");
         assert!(!reserve.become_file(98_305, &other).expect("nothing done"));
         assert!(reserve.become_file(90_112, &other).expect("renamed"));
-        assert_eq!((std::fs::metadata(&other).expect("there").len(), path.exists()), (90_112, false));
+        assert_eq!((fs::metadata(&other).expect("there").len(), path.exists()), (90_112, false));
         reserve.grow(1000).expect("a new one");
         assert_eq!(Reserve::open(&path).expect("there").bytes(), 4096);
     }

@@ -76,7 +76,7 @@ impl Stream {
             .map_err(super::restore::io_error("make a segment of the log in", &storage.settings.dir))
     }
 
-    fn start_on<M: Media + Send + 'static>(
+    pub(super) fn start_on<M: Media + Send + 'static>(
         media: M,
         storage: &Arc<Storage>,
         options: StreamOptions,
@@ -195,7 +195,9 @@ impl<M: Media> Writing<M> {
                 Ok(flushed) => break flushed,
                 Err(WriteError::Full(back)) => {
                     if !told {
-                        tracing::error!("the disk is full, and what is under way waits until there is room; reads go on");
+                        tracing::error!(
+                            "the disk is full, and what is under way waits until there is room; reads go on"
+                        );
                         self.state.waits.store(true, Ordering::Relaxed);
                         told = true;
                     }

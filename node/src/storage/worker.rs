@@ -122,7 +122,8 @@ pub(super) fn start(
     let (sender, jobs) = mpsc::channel();
     let checkpoints = dir.join("checkpoints");
     thread::Builder::new().name("storage".into()).spawn(move || {
-        let mut worker = Worker { checkpoints, identity, files, mail, open: HashMap::new(), told: None, told_full: false };
+        let mut worker =
+            Worker { checkpoints, identity, files, mail, open: HashMap::new(), told: None, told_full: false };
         let mut look = Instant::now() + LOOK_INTERVAL;
         loop {
             match jobs.recv_timeout(look.saturating_duration_since(Instant::now())) {
