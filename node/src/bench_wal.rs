@@ -74,8 +74,8 @@ pub fn log_writers(dir: &Path, writers: usize, duration: Duration) -> io::Result
     let data = DataDir::open(&dir, node, DiskId(1)).map_err(io::Error::other)?;
     let settings = StorageSettings { dir: dir.clone(), segment_bytes: SEGMENT_BYTES, max_log_bytes: SEGMENT_BYTES };
     let (mail, receiver) = mailbox::mailbox();
-    let storage = Storage::open(settings, data, 1, vec![mail.clone()]).map_err(io::Error::other)?;
-    let mut stream = storage.start_stream(ExecutorIndex(0), mail)?;
+    let storage = Storage::open(settings, data, vec![mail.clone()]).map_err(io::Error::other)?;
+    let mut stream = storage.start_stream(ExecutorIndex(0), mail).map_err(io::Error::other)?;
     let thread = LocalExecutorBuilder::new(Placement::Unbound)
         .io_memory(64 * 1024)
         .spawn(move || async move {

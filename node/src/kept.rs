@@ -31,6 +31,8 @@ pub(crate) struct Kept {
     pub(crate) adopted: bool,
     /// Where the newest published checkpoint starts.
     pub(crate) released: Position,
+    /// Bytes that this checkpoint takes.
+    pub(crate) checkpoint_bytes: u64,
     /// Where the records stand that no checkpoint has.
     pub(crate) index: Index,
 }
@@ -65,6 +67,12 @@ impl Kept {
         }
     }
 
+    /// A checkpoint that starts here is published.
+    pub(crate) fn release(&mut self, start: Position, bytes: u64) {
+        (self.released, self.checkpoint_bytes) = (start, bytes);
+        self.index.release(start.lsn);
+    }
+
     /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
     /// for the disk.
     pub(crate) fn take_news(&mut self, at_once: bool) -> Option<u64> {
@@ -85,6 +93,7 @@ pub(crate) fn partitions(parts: &[Part]) -> Vec<PartitionId> {
 mod tests {
     use super::*;
     use kv_proto::{ids::Epoch, replication::Record};
+    use kv_storage::log::{SegmentId, StreamId};
 
     fn part(entries: u64, last: u64) -> Part {
         Part {
@@ -98,6 +107,20 @@ mod tests {
             faulty: false,
             reset: None,
         }
+    }
+
+    #[test]
+    fn what_a_checkpoint_has_is_not_asked_of_the_log() {
+        let mut kept = Kept::default();
+        let segment = |number| SegmentId { stream: StreamId { generation: 1, executor: 0 }, number };
+        let place =
+            |number, first, last| Place { segment: segment(number), offset: 0, first: Lsn(first), last: Lsn(last) };
+        kept.handle_place(place(1, 1, 5));
+        kept.release(Position { lsn: Lsn(5), ..Position::default() }, 100);
+        assert_eq!((kept.released.lsn, kept.checkpoint_bytes), (Lsn(5), 100));
+        kept.handle_place(place(2, 3, 4));
+        kept.handle_place(place(2, 6, 7));
+        assert_eq!(kept.index.find(Lsn(0), usize::MAX), [place(2, 6, 7)]);
     }
 
     #[test]

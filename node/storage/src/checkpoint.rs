@@ -38,6 +38,9 @@ const FRAME_BYTES: usize = 12;
 /// Longest chunk that is read, in bytes: more than an entry of the greatest value.
 const MAX_CHUNK_BYTES: usize = 32 * 1024 * 1024;
 
+/// Bytes that an entry takes beside its key, content type and value.
+pub const ENTRY_BYTES: u64 = 23;
+
 /// What a checkpoint is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {

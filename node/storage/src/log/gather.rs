@@ -15,6 +15,7 @@ use kv_proto::{
     replication::{Position, Record},
 };
 use kv_replication::replica::{LogEntry, Restored};
+use std::collections::VecDeque;
 
 /// Entries on their way to the log, in order.
 #[derive(Debug, Default)]
@@ -51,9 +52,14 @@ pub struct Part {
 }
 
 /// Gathers entries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gather {
+    /// Bytes from which on a chunk takes nothing more.
+    chunk_bytes: usize,
     chunk: Chunk,
+    /// Chunks that take nothing more, the oldest first, and their bytes.
+    closed: VecDeque<Chunk>,
+    closed_bytes: usize,
     /// By partition.
     logs: Vec<Log>,
 }
@@ -69,7 +75,21 @@ struct Log {
     faulty: bool,
 }
 
+impl Default for Gather {
+    /// Chunks without a bound.
+    fn default() -> Self {
+        Gather::new(usize::MAX)
+    }
+}
+
 impl Gather {
+    /// Nothing is gathered yet. A chunk takes nothing more from `chunk_bytes` bytes on.
+    #[must_use]
+    pub fn new(chunk_bytes: usize) -> Self {
+        let (chunk, closed, closed_bytes) = (Chunk::default(), VecDeque::new(), 0);
+        Gather { chunk_bytes, chunk, closed, closed_bytes, logs: Vec::new() }
+    }
+
     fn part(&mut self, partition: PartitionId, committed: Lsn) -> (&mut Part, &mut Log, &mut Vec<u8>) {
         let at = usize::from(partition.0);
         if self.logs.len() <= at {
@@ -114,6 +134,7 @@ impl Gather {
             self.logs.resize_with(at + 1, Log::default);
         }
         (self.logs[at].end, self.logs[at].faulty) = (end, faulty);
+        self.close_if_long();
     }
 
     /// Takes what a replica wants kept; `committed` is what it knows to be committed now.
@@ -150,6 +171,7 @@ impl Gather {
         // What is committed is never cut.
         log.end.forget_before(committed);
         part.last = log.end.last();
+        self.close_if_long();
     }
 
     /// Everything that stands before is void: the table is that of a checkpoint of `base`, which is put in place when this is on
@@ -172,16 +194,32 @@ impl Gather {
         let (part, _, body) = self.part(partition, committed);
         part.take(record.position.lsn);
         format::put_record(body, partition, record, committed, true);
+        self.close_if_long();
     }
 
     /// Bytes of what is gathered.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.chunk.body.len()
+        self.closed_bytes + self.chunk.body.len()
     }
 
-    /// Hands over what is gathered, if there is anything.
+    /// Hands over the oldest of what is gathered, if there is anything.
     pub fn take(&mut self) -> Option<Chunk> {
+        let Some(chunk) = self.closed.pop_front() else { return self.close() };
+        self.closed_bytes -= chunk.body.len();
+        Some(chunk)
+    }
+
+    fn close_if_long(&mut self) {
+        if self.chunk.body.len() >= self.chunk_bytes
+            && let Some(chunk) = self.close()
+        {
+            self.closed_bytes += chunk.body.len();
+            self.closed.push_back(chunk);
+        }
+    }
+
+    fn close(&mut self) -> Option<Chunk> {
         if self.chunk.entries == 0 {
             return None;
         }
@@ -335,5 +373,25 @@ mod tests {
             gather.append(P, &LogEntry::Record(record.clone()), Lsn(0));
             assert_eq!(gather.bytes() + BATCH_HEADER_BYTES, log_bytes(&record));
         }
+    }
+
+    #[test]
+    fn what_was_gathered_at_once_is_no_longer_than_a_chunk_and_a_record() {
+        let record = |lsn: u64| {
+            let payload = vec![0; 400].into();
+            LogEntry::Record(Record { position: at(1, lsn), operation_id: None, payload })
+        };
+        let mut gather = Gather::new(1000);
+        for lsn in 1..=20 {
+            gather.append(PartitionId(lsn as u16 % 3), &record(lsn), Lsn(0));
+        }
+        let bytes = gather.bytes();
+        let chunks: Vec<Chunk> = std::iter::from_fn(|| gather.take()).collect();
+        assert_eq!(chunks.iter().map(|c| c.body.len()).sum::<usize>(), bytes);
+        assert!(chunks.iter().all(|c| c.body.len() < 1500), "{chunks:?}");
+        let of = |p: u16| chunks.iter().flat_map(|c| &c.parts).filter(move |part| part.partition == PartitionId(p));
+        assert_eq!(of(0).map(|p| p.entries).sum::<u64>(), 6);
+        assert_eq!(of(0).filter_map(|p| p.records).next_back(), Some((Lsn(18), Lsn(18))));
+        assert_eq!(gather.bytes(), 0);
     }
 }
