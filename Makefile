@@ -4,7 +4,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS = $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt lint test doc deny fuzz demo ci clean
+.PHONY: help run check fmt lint test doc deny fuzz bench-wal demo ci clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ fuzz: ## Fuzz every decoder, FUZZ_SECONDS each (nightly and cargo-fuzz)
 	@for target in $(FUZZ_TARGETS); do \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
+
+bench-wal: ## The log's speed beside a bare loop of write and sync (BENCH_DIR, BENCH_SECONDS)
+	cargo run --release -p kv-node --example bench_wal
 
 demo: ## Load Debian's whole package index into the cluster that runs at http://127.0.0.1:5000
 	cargo run --release --example load_packages

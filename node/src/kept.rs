@@ -5,7 +5,7 @@
 //! * It is told that a configuration or a cut is on disk only when it is, whatever writes wait for.
 
 use kv_proto::{
-    ids::{Epoch, Lsn, PartitionId},
+    ids::{Epoch, Lsn, NodeId, PartitionId},
     replication::{Position, Record},
 };
 use kv_replication::replica::LogEntry;
@@ -32,8 +32,12 @@ pub(crate) struct Kept {
     pub(crate) adopted: bool,
     /// Where the newest published checkpoint starts.
     pub(crate) released: Position,
+    /// Bytes that this checkpoint takes.
+    pub(crate) checkpoint_bytes: u64,
     /// Where the records stand that no checkpoint has.
     pub(crate) index: Index,
+    /// Who waits for records that are not on disk yet: those after this one.
+    waiting: Vec<(NodeId, Lsn)>,
 }
 
 impl Kept {
@@ -67,8 +71,8 @@ impl Kept {
     }
 
     /// A checkpoint that starts here is published.
-    pub(crate) fn release(&mut self, start: Position) {
-        self.released = start;
+    pub(crate) fn release(&mut self, start: Position, bytes: u64) {
+        (self.released, self.checkpoint_bytes) = (start, bytes);
         self.index.release(start.lsn);
     }
 
@@ -86,6 +90,17 @@ impl Kept {
     /// disk it may not be there yet, and whoever needs it would be told that the log does not reach back so far.
     pub(crate) fn can_read(&self, after: Lsn) -> bool {
         self.last_on_disk > after
+    }
+
+    /// Somebody needs what follows the record `after`.
+    pub(crate) fn wait_for(&mut self, to: NodeId, after: Lsn) {
+        self.waiting.push((to, after));
+    }
+
+    /// Who waits for what can be read by now.
+    pub(crate) fn take_readable(&mut self) -> Vec<(NodeId, Lsn)> {
+        let last = self.last_on_disk;
+        self.waiting.extract_if(.., |(_, after)| last > *after).collect()
     }
 
     /// The first `batches` that have what follows the record `after`, and that record itself, if it has to be there.
@@ -138,6 +153,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_checkpoint_has_is_not_asked_of_the_log() {
+        let mut kept = Kept::default();
+        let segment = |number| SegmentId { stream: StreamId { generation: 1, executor: 0 }, number };
+        let place =
+            |number, first, last| Place { segment: segment(number), offset: 0, first: Lsn(first), last: Lsn(last) };
+        kept.handle_place(place(1, 1, 5));
+        kept.release(Position { lsn: Lsn(5), ..Position::default() }, 100);
+        assert_eq!((kept.released.lsn, kept.checkpoint_bytes), (Lsn(5), 100));
+        kept.handle_place(place(2, 3, 4));
+        kept.handle_place(place(2, 6, 7));
+        assert_eq!(kept.index.find(Lsn(0), usize::MAX), [place(2, 6, 7)]);
+    }
+
+    #[test]
     fn records_can_be_told_at_once_and_what_is_before_a_cut_cannot() {
         let record = LogEntry::Record(Record { position: Position::default(), operation_id: None, payload: [].into() });
         let mut kept = Kept::default();
@@ -155,6 +184,19 @@ mod tests {
         assert_eq!(kept.take_news(false), Some(3));
     }
     #[test]
+    fn what_is_not_on_disk_yet_is_read_when_it_is() {
+        let to = NodeId::new("n").expect("a name");
+        let mut kept = Kept::new(Position::default(), Lsn(4), Index::default());
+        assert!(kept.can_read(Lsn(3)) && !kept.can_read(Lsn(4)));
+        kept.wait_for(to, Lsn(4));
+        kept.wait_for(to, Lsn(6));
+        assert_eq!(kept.take_readable(), []);
+        kept.handle_flushed(&part(2, 6));
+        assert_eq!(kept.take_readable(), [(to, Lsn(4))]);
+        assert_eq!(kept.take_readable(), []);
+    }
+
+    #[test]
     fn what_is_not_in_the_log_any_more_is_said_of_the_record_that_was_asked_for() {
         let at = |lsn| Position { epoch: Epoch(2), lsn: Lsn(lsn) };
         let segment = SegmentId { stream: StreamId { generation: 1, executor: 0 }, number: 1 };
@@ -170,7 +212,7 @@ mod tests {
         assert_eq!(read(&kept, 4), (at(4), vec![5, 6, 7]));
         assert_eq!(read(&kept, 6), (at(6), vec![7]));
         assert_eq!(read(&kept, 7), (at(7), vec![]));
-        kept.release(at(7));
+        kept.release(at(7), 100);
         kept.handle_place(Place { segment, offset: 4096, first: Lsn(8), last: Lsn(9) });
         assert_eq!(read(&kept, 6), (Position { epoch: Epoch(0), lsn: Lsn(6) }, vec![]));
         assert_eq!(read(&kept, 7), (at(7), vec![8, 9]), "what a checkpoint starts at is known, and not in the log");

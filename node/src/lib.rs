@@ -11,6 +11,8 @@
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
+#[doc(hidden)]
+pub mod bench_wal;
 mod byte_size;
 mod clock;
 mod executor;
@@ -112,7 +114,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
     }
 
     let (mail, receivers): (Vec<_>, Vec<_>) = (0..executors).map(|_| mailbox::mailbox()).unzip();
-    let storage = Storage::open(settings.storage.clone(), dir, options.cores, mail.clone())?;
+    let storage = Storage::open(settings.storage.clone(), dir, mail.clone())?;
     let shared = Arc::new(Shared {
         me: Member { node: options.id, disk: storage.identity.disk },
         settings,
@@ -124,11 +126,13 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         proposals: random()? as u64,
         started: clock::now(),
     });
+    let stream = |index| executor::start_stream(&shared, ExecutorIndex(index as u16));
+    let streams = (0..executors).map(stream).collect::<Result<Vec<_>, _>>()?;
+    shared.storage.begin()?;
     let mut threads = Vec::new();
-    for (index, (mail, cpu)) in receivers.into_iter().zip(cpus).enumerate() {
+    for (index, ((mail, stream), cpu)) in receivers.into_iter().zip(streams).zip(cpus).enumerate() {
         let listener = listener.try_clone().map_err(io_error("share the listening socket"))?;
         let shared = shared.clone();
-        let stream = executor::start_stream(&shared, ExecutorIndex(index as u16)).map_err(io_error("start a log"))?;
         let thread = LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
             .name(&format!("executor-{index}"))
             .ring_depth(RING_DEPTH)
@@ -142,7 +146,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         .map_err(io_error("watch for signals"))?;
     println!("listening {bound}");
     io::stdout().flush().map_err(io_error("write to standard output"))?;
-    tracing::info!(address = %bound, executors, disk = %shared.me.disk, data = %shared.settings.storage.dir.display(), "node is up");
+    tracing::info!(address = %bound, executors, disk = %shared.me.disk, generation = shared.storage.generation, data = %shared.settings.storage.dir.display(), "node is up");
     for (index, thread) in threads.into_iter().enumerate() {
         thread.join().map_err(|e| Error::Executor { index, reason: e.to_string() })?;
     }

@@ -12,6 +12,7 @@
 use crate::{
     kept::Kept,
     pending::{Current, Pending},
+    storage::checkpoint_bytes,
 };
 use kv_proto::{
     cluster_map::Configuration,
@@ -99,9 +100,9 @@ impl Partition {
         self.applied
     }
 
-    /// Bytes of keys and values in the table.
-    pub(crate) fn table_bytes(&self) -> u64 {
-        self.table.bytes()
+    /// Bytes that a checkpoint of the table takes at most.
+    pub(crate) fn checkpoint_bytes(&self) -> u64 {
+        checkpoint_bytes(&self.table)
     }
 
     /// How many keys have a value.

@@ -42,10 +42,14 @@ impl Record {
     }
 }
 
+/// The [`PeerBatch::room`] of a log whose disk is late; a full one says at least one more.
+pub const TAKES_NOTHING: u64 = 0;
+
 /// All that one executor has to tell an executor of a peer at one moment, over all partitions that they share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct PeerBatch {
-    /// How many bytes of records the sender's log still has room for; the greatest number while its disk is not full.
+    /// How many bytes of records the sender's log still has room for; the greatest number while its disk is not full, and
+    /// [`TAKES_NOTHING`] while its disk does not take what it was given.
     pub room: u64,
     /// In the order in which they were said.
     pub messages: Vec<PeerMessage>,

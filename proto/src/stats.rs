@@ -21,6 +21,12 @@ pub struct NodeStats {
     pub memory_bytes: u64,
     /// What these may be before it takes no more values; `None` is no limit.
     pub max_memory_bytes: Option<u64>,
+    /// How often the node was started on its data.
+    pub generation: u64,
+    /// Bytes of the files of its log.
+    pub log_bytes: u64,
+    /// Whether there was no room on its disk when it last wanted some.
+    pub disk_full: bool,
     /// Its replicas, ordered by partition.
     pub replicas: Vec<ReplicaStats>,
 }

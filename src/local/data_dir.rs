@@ -143,7 +143,8 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
 /// Whether the nodes' directories have nothing in them.
 fn is_vacant(nodes: &Path) -> io::Result<bool> {
     for node in fs::read_dir(nodes)? {
-        if fs::read_dir(node?.path())?.next().is_some() {
+        let node = node?.path();
+        if node.is_dir() && fs::read_dir(node)?.next().is_some() {
             return Ok(false);
         }
     }

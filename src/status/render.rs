@@ -99,6 +99,7 @@ impl<'a> View<'a> {
             "KEYS",
             "BYTES",
             "MEMORY",
+            "LOG",
             "CONNECTIONS",
             "UP",
             "STATE",
@@ -110,20 +111,26 @@ impl<'a> View<'a> {
             let mut row = vec![report.node.to_string(), address, shard];
             if let Some(stats) = &report.stats {
                 let count = |role| stats.replicas.iter().filter(|r| r.role == role).count().to_string();
-                let state = if stats.replicas.iter().any(|r| r.trouble.is_some()) { "TROUBLE" } else { "ok" };
+                let trouble = stats.replicas.iter().any(|r| r.trouble.is_some());
+                let state = match (stats.disk_full, trouble) {
+                    (true, _) => "DISK FULL",
+                    (false, true) => "TROUBLE",
+                    (false, false) => "ok",
+                };
                 row.extend([count(Role::Leader), count(Role::Follower), count(Role::Refused)]);
                 row.push(stats.replicas.iter().map(|r| r.keys).sum::<u64>().to_string());
                 row.push(bytes_text(stats.replicas.iter().map(|r| r.bytes).sum()));
                 let limit = stats.max_memory_bytes.map(|max| format!(" of {}", bytes_text(max))).unwrap_or_default();
                 row.push(format!("{}{limit}", bytes_text(stats.memory_bytes)));
+                row.push(bytes_text(stats.log_bytes));
                 row.extend([stats.connections.to_string(), duration_text(stats.uptime_s), state.to_owned()]);
             } else {
-                row.extend(std::iter::repeat_n("-".to_owned(), 8));
+                row.extend(std::iter::repeat_n("-".to_owned(), 9));
                 row.push("NO ANSWER".to_owned());
             }
             row
         });
-        table(&header, &[0, 1, 11], rows.collect())
+        table(&header, &[0, 1, 12], rows.collect())
     }
 
     fn shards(&self) -> String {
@@ -346,6 +353,9 @@ mod tests {
             requests: 99,
             memory_bytes: 4096,
             max_memory_bytes: (disk == 1).then_some(1 << 30),
+            generation: 1,
+            log_bytes: 64 << 20,
+            disk_full: false,
             replicas,
         };
         let leaders = vec![replica(0, Role::Leader, 7, "aa"), replica(1, Role::Leader, 5, "bb")];
@@ -375,9 +385,9 @@ mod tests {
             "\
 cluster 0000000000000000000000000000000c, map version 4, ack durable: 1 shard of 2 replicas, 2 partitions
 
-NODE             ADDRESS         SHARD  LEADS  FOLLOWS  REFUSES  KEYS    BYTES              MEMORY  CONNECTIONS     UP  STATE
-shard0-follower  127.0.0.1:6001      0      0        2        0    20  2.0 KiB             4.0 KiB            3  1 min  ok
-shard0-leader    127.0.0.1:5001      0      2        0        0    20  2.0 KiB  4.0 KiB of 1.0 GiB            3  1 min  ok
+NODE             ADDRESS         SHARD  LEADS  FOLLOWS  REFUSES  KEYS    BYTES              MEMORY       LOG  CONNECTIONS     UP  STATE
+shard0-follower  127.0.0.1:6001      0      0        2        0    20  2.0 KiB             4.0 KiB  64.0 MiB            3  1 min  ok
+shard0-leader    127.0.0.1:5001      0      2        0        0    20  2.0 KiB  4.0 KiB of 1.0 GiB  64.0 MiB            3  1 min  ok
 
 SHARD  LEADERS        PARTITIONS  EPOCHS  COMMITTED  LAG  DIGESTS
     0  shard0-leader           2       1         12    0  2 equal

@@ -4,15 +4,20 @@
 mod api;
 mod binary;
 mod common;
+mod damage;
+mod disk;
 mod durability;
 mod executors;
 mod expiry;
 mod failures;
+mod folder;
 mod hostile;
 mod ledger;
 mod memory;
+mod mounts;
 mod packages;
 mod restart;
+mod slow;
 mod start;
 
 #[path = "../../examples/load_packages/http.rs"]

@@ -78,3 +78,19 @@ fn a_cluster_comes_back_with_another_number_of_executors() {
     let on = |cores| ["--shards", "1", "--cores", cores];
     everything_is_there_again(&[&on("1"), &on("2"), &on("1")]);
 }
+
+/// When a value expires stands in the log: a stop neither shortens nor lengthens its life.
+#[test]
+fn values_expire_when_they_should_whether_or_not_their_cluster_was_stopped() {
+    let flags = ["--shards", "1"];
+    let cluster = Cluster::start(&flags);
+    let put = |path: &str| assert_eq!(cluster.send(Method::PUT, path, &[], "value").status, StatusCode::NO_CONTENT);
+    put("/v1/kv/long?ttl=3600");
+    put("/v1/kv/short?ttl=0.2");
+    let cluster = Cluster::start_in(cluster.stop(), &flags);
+    assert_eq!(cluster.send(Method::GET, "/v1/kv/short", &[], "").status, StatusCode::NOT_FOUND);
+    let answer = cluster.send(Method::GET, "/v1/kv/long", &[], "");
+    assert_eq!(answer.status, StatusCode::OK);
+    let left: f64 = answer.headers["kv-expires-in"].to_str().expect("a text").parse().expect("seconds");
+    assert!((3000.0..3600.0).contains(&left), "{left} s are left");
+}

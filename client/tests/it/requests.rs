@@ -67,6 +67,9 @@ fn stats(node: &str) -> NodeStats {
         requests: 1,
         memory_bytes: 1,
         max_memory_bytes: None,
+        generation: 1,
+        log_bytes: 0,
+        disk_full: false,
         replicas: Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ use super::{
     Executor,
     tasks::{Wake, with},
 };
-use crate::storage::{CheckpointFile, Job, ReadLog};
+use crate::storage::{CheckpointFile, Job, ReadLog, room_for_checkpoints};
 use glommio::timer::sleep;
 use kv_proto::{
     ids::{Lsn, PartitionId},
@@ -17,6 +17,7 @@ use kv_proto::{
 };
 use kv_storage::{
     checkpoint::{Encoder, Header},
+    log::gather::log_bytes,
     table::Walk,
 };
 use std::{
@@ -69,7 +70,11 @@ pub(super) async fn keep_log_short(this: Weak<RefCell<Executor>>, wake: Wake) {
                 continue;
             }
             Due::Checkpoint(partition) => checkpoint(&this, partition).await,
-            Due::Copy { partition, age, upto } => copy_forward(&this, partition, age, upto).await,
+            Due::Copy { partition, age, upto } => match copy_forward(&this, partition, age, upto).await {
+                // What cannot be read or has no room is in the table too.
+                Some(false) => checkpoint(&this, partition).await,
+                copied => copied,
+            },
         };
         match done {
             Some(true) => sleep(SLICE_PAUSE).await,
@@ -82,20 +87,20 @@ pub(super) async fn keep_log_short(this: Weak<RefCell<Executor>>, wake: Wake) {
 /// Writes a checkpoint; whether it is published, or `None` when the executor has ended.
 async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<bool> {
     let Some((file, start, mut encoder, header)) = with(this, |e| e.begin_checkpoint(id))? else { return Some(false) };
+    with(this, |e| e.shared.storage.ask(Job::Begin(file.clone())))?;
     send(this, &file, header)?;
-    let mut walk = Walk::new();
+    let (mut walk, mut bytes) = (Walk::new(), 0);
     let end = loop {
         while file.waiting.load(Ordering::Acquire) > MAX_WAITING {
             sleep(LOOK_PAUSE).await;
         }
-        if with(this, |e| e.checkpoints.published)? == Some(false) {
-            return Some(false); // the disk does not take it
-        }
-        let walked = with(this, |e| e.walk(id, &mut walk, &mut encoder))?;
+        let has_failed = with(this, |e| e.checkpoints.published)? == Some(false);
+        let walked = if has_failed { None } else { with(this, |e| e.walk(id, &mut walk, &mut encoder))? };
         let Some((piece, end)) = walked else {
             with(this, |e| e.shared.storage.ask(Job::Abandon(file.clone())))?;
             return Some(false);
         };
+        bytes += piece.len() as u64;
         send(this, &file, piece)?;
         if let Some(end) = end {
             break end;
@@ -114,7 +119,9 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
         sleep(LOOK_PAUSE).await;
     };
     if published {
-        with(this, |e| e.handle_checkpointed(id, start))?;
+        with(this, |e| e.handle_checkpointed(id, start, bytes))?;
+    } else {
+        with(this, |e| e.shared.storage.ask(Job::Abandon(file.clone())))?;
     }
     Some(published)
 }
@@ -175,11 +182,9 @@ impl Executor {
             configuration: partition.replica.configuration().clone(),
             start,
         };
-        storage.reserve(partition.table_bytes() * 5 / 4);
         let (encoder, bytes) = Encoder::new(storage.identity, &header);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let file = CheckpointFile { executor, partition: id, start: start.lsn, waiting };
-        Some((file, start, encoder, bytes))
+        Some((CheckpointFile { executor, partition: id, start: start.lsn, waiting }, start, encoder, bytes))
     }
 
     /// Walks a slice; its bytes, and what the table is like when it was the last. Nothing when the partition is not
@@ -197,16 +202,28 @@ impl Executor {
         Some((encoder.take_chunk(), end))
     }
 
+    /// Leaves room for the checkpoints of this executor's partitions.
+    pub(super) fn reserve_for_checkpoints(&self) {
+        if self.owned.is_empty() {
+            return; // what was restored has its room, until somebody owns it
+        }
+        let tables = self.partitions.iter().flatten().map(|p| (p.checkpoint_bytes(), p.kept.checkpoint_bytes));
+        // What is on its way may be in the tables soon.
+        let coming = (self.held_bytes + self.log.under_way_bytes()) as u64;
+        self.shared.storage.reserve(self.index, room_for_checkpoints(tables) + coming);
+    }
+
     /// A checkpoint is published or has failed.
     pub(super) fn note_checkpoint(&mut self, published: bool) {
         self.checkpoints.published = Some(published);
     }
 
-    fn handle_checkpointed(&mut self, id: PartitionId, start: Position) {
+    fn handle_checkpointed(&mut self, id: PartitionId, start: Position, bytes: u64) {
         self.shared.storage.catalog().release(id, start.lsn);
         if let Some(partition) = self.partition(id) {
-            partition.kept.release(start);
+            partition.kept.release(start, bytes);
         }
+        self.reserve_for_checkpoints();
         self.shared.storage.let_go();
     }
 
@@ -231,6 +248,10 @@ impl Executor {
         let partition = self.partitions.get_mut(usize::from(id.0)).and_then(Option::as_mut)?;
         let (released, committed) = (partition.kept.released.lsn, partition.replica.committed());
         if upto > committed || (released.0 + 1..=upto.0).any(|lsn| !records.contains_key(&Lsn(lsn))) {
+            return None;
+        }
+        let bytes: usize = records.range(released.next()..=upto).map(|(_, record)| log_bytes(record)).sum();
+        if !self.has_room_to_copy(bytes as u64) {
             return None;
         }
         for (_, record) in records.range(released.next()..=upto) {

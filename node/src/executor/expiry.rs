@@ -29,7 +29,7 @@ impl Executor {
         if let Some(refused) = self.refuse_to_wait() {
             return Some(refused);
         }
-        if let Err(full) = self.check_log(id, false) {
+        if let Err(full) = self.check_log(id, None) {
             return Some(Response::Error(full));
         }
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
@@ -61,7 +61,7 @@ impl Executor {
                 return;
             }
             let id = self.owned[at];
-            if self.check_log(id, false).is_err() {
+            if self.check_log(id, None).is_err() {
                 continue;
             }
             let Some(partition) = self.partitions[usize::from(id.0)].as_deref_mut() else { continue };

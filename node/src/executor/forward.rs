@@ -237,6 +237,9 @@ impl Executor {
             requests: collected.requests,
             memory_bytes: self.shared.memory.bytes(),
             max_memory_bytes: self.shared.settings.max_memory_bytes,
+            generation: self.shared.storage.generation,
+            log_bytes: self.shared.storage.catalog().all_bytes(),
+            disk_full: self.shared.storage.is_full(),
             replicas,
         };
         self.handle_answered(collection.origin.line);

@@ -16,7 +16,7 @@ use kv_proto::{
     frame::{self, Kind},
     hello::Welcome,
     ids::{DiskId, ExecutorIndex, Member, NodeId, PartitionId},
-    replication::{PeerBatch, PeerBody, PeerMessage, Record},
+    replication::{PeerBatch, PeerBody, PeerMessage, Record, TAKES_NOTHING},
     stats,
 };
 use kv_replication::{clock::Instant64, replica::Event};
@@ -93,6 +93,17 @@ impl Links {
         let peer = self.peers.get(&node)?;
         let executor = (*peer.partitions.get(&id)?)?;
         peer.lines.get(&executor).map(|(line, _)| *line)
+    }
+
+    /// What is sent takes room at the follower, until it says what room it has then.
+    fn take_room(&mut self, node: NodeId, id: PartitionId, bytes: u64) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if let Some(Some(executor)) = peer.partitions.get(&id)
+            && let Some(room) = peer.room.get_mut(executor)
+            && ![u64::MAX, TAKES_NOTHING].contains(room)
+        {
+            *room = room.saturating_sub(bytes).max(TAKES_NOTHING + 1);
+        }
     }
 }
 
@@ -192,6 +203,7 @@ impl Executor {
             return;
         }
         peer.lines.remove(&executor);
+        peer.room.remove(&executor);
         // It may be another process now, with partitions elsewhere.
         self.forget_owners(node, executor);
         let Some(peer) = self.links.peers.get(&node) else { return };
@@ -314,6 +326,7 @@ impl Executor {
                 return false;
             }
             let Some(body) = self.partition(id).and_then(|p| p.replica.poll_prepare(follower)) else { return true };
+            self.links.take_room(follower, id, message_bytes(&body) as u64);
             self.send_to_peer(id, follower, body);
         }
     }

@@ -9,16 +9,17 @@ use super::{Executor, Shared};
 use crate::{
     clock, fatal,
     kept::partitions,
-    storage::{Job, ReadLog, Stream},
+    storage::{Job, ReadLog, RestoreError, Stream},
 };
 use kv_proto::{
     cluster_map::AckMode,
     error_code::{ErrorCode, WireError},
     ids::{ExecutorIndex, Lsn, NodeId, PartitionId},
-    replication::Record,
+    replication::{Record, TAKES_NOTHING},
+    stats::Role,
 };
 use kv_replication::replica::Event;
-use kv_storage::log::{gather::Gather, writer::Flushed};
+use kv_storage::log::{batch_bytes, format::BLOCK_BYTES, gather::Gather, writer::Flushed};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -48,9 +49,9 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(super) fn new(stream: Stream, segment_bytes: u64) -> Self {
         Log {
-            gather: Gather::default(),
+            gather: Gather::new(batch_bytes(segment_bytes)),
             stream,
             mode: AckMode::Durable,
             under_way: VecDeque::new(),
@@ -70,15 +71,21 @@ impl Log {
         }
     }
 
-    /// Hands over what is gathered; which partitions it is of.
-    fn hand_over(&mut self) -> Option<Vec<PartitionId>> {
+    /// Hands over what is gathered; which partitions it is of, and how many bytes it has.
+    fn hand_over(&mut self) -> Option<(Vec<PartitionId>, u64)> {
         let chunk = self.gather.take()?;
         let of = partitions(&chunk.parts);
         self.sent += 1;
-        self.under_way.push_back(chunk.body.len());
-        self.under_way_bytes += chunk.body.len();
+        let bytes = chunk.body.len();
+        self.under_way.push_back(bytes);
+        self.under_way_bytes += bytes;
         self.stream.write(chunk);
-        Some(of)
+        Some((of, bytes as u64))
+    }
+
+    /// Bytes that are handed over and not on disk.
+    pub(super) fn under_way_bytes(&self) -> usize {
+        self.under_way_bytes
     }
 
     fn handle_flushed(&mut self, chunks: u64) {
@@ -88,16 +95,17 @@ impl Log {
         }
     }
 
-    fn room(&self, shared: &Shared) -> u64 {
-        let there = self.stream.room() + shared.storage.spare_bytes();
-        there.saturating_sub((self.under_way_bytes + self.gather.bytes()) as u64)
+    /// Bytes that can still be appended without another segment.
+    fn room(&self) -> u64 {
+        self.stream.room().saturating_sub((self.under_way_bytes + self.gather.bytes()) as u64)
     }
 }
 
 impl Executor {
     /// Hands over what was appended. Where writes do not wait for the disk, their replicas are told at once.
     pub(super) fn write_log(&mut self) {
-        while let Some(partitions) = self.log.hand_over() {
+        while let Some((partitions, bytes)) = self.log.hand_over() {
+            self.shared.storage.reserve_more(self.index, bytes);
             if self.log.mode == AckMode::Replicated {
                 for id in partitions {
                     self.tell_flushed(id);
@@ -130,6 +138,8 @@ impl Executor {
         }
         for part in &flushed.parts {
             self.tell_flushed(part.partition);
+            let readable = self.partition(part.partition).map(|p| p.kept.take_readable()).unwrap_or_default();
+            readable.into_iter().for_each(|(to, after)| self.read_log(part.partition, to, after));
         }
         if flushed.sealed.is_some() {
             self.wakes.checkpoints.wake();
@@ -139,9 +149,17 @@ impl Executor {
     /// Looks whether the disk still takes what it is given. Looks are counted, and not time, so that a pause of the whole
     /// process is not taken for one of the disk.
     pub(super) fn watch_log(&mut self) {
+        self.reserve_for_checkpoints();
+        if self.shared.storage.is_full() {
+            // What deletes and checkpoints have made unneeded gives room.
+            self.wakes.checkpoints.wake();
+        }
         let log = &mut self.log;
-        let moved = log.flushed != log.seen || log.under_way.is_empty() || self.shared.storage.is_full();
+        let moved = log.flushed != log.seen || log.under_way.is_empty() || log.stream.waits_for_room();
         log.seen = log.flushed;
+        if moved && log.unmoved >= LATE_LOOKS {
+            tracing::info!("the disk takes batches of the log again");
+        }
         log.unmoved = if moved { 0 } else { log.unmoved + 1 };
         if log.unmoved == LATE_LOOKS {
             tracing::error!("the disk has not taken a batch of the log for 2 s: no writes are taken until it does");
@@ -151,38 +169,70 @@ impl Executor {
         }
     }
 
-    /// Whether the logs of all members have room for a write; what deletes has more than what stores.
-    pub(super) fn check_log(&self, id: PartitionId, stores: bool) -> Result<(), WireError> {
+    /// Why the disk of this node takes nothing, or that of a follower of what is led here, if one does not.
+    pub(super) fn log_trouble(&self, id: PartitionId) -> Option<String> {
+        let own = (self.log.unmoved >= LATE_LOOKS).then_some(self.shared.me.node);
+        let late = own.or_else(|| {
+            let leads = self.partitions[usize::from(id.0)].as_ref()?.replica.role() == Role::Leader;
+            self.fullest_follower(id).filter(|(_, room)| leads && *room == TAKES_NOTHING).map(|(node, _)| node)
+        });
+        late.map(|node| format!("the disk of node {node} takes more than 2 s for a batch of its log"))
+    }
+
+    /// Whether the logs of all members have room for a write: one that stores so many bytes, or one that deletes, for which
+    /// more is reserved.
+    pub(super) fn check_log(&self, id: PartitionId, stores: Option<usize>) -> Result<(), WireError> {
         let storage = &self.shared.storage;
-        if self.log.unmoved >= LATE_LOOKS {
-            let node = self.shared.me.node;
-            let message =
-                format!("the disk of node {node} takes more than 2 s for a batch of its log; nothing was written");
-            return Err(WireError::new(ErrorCode::NotReady, message));
+        if let Some(why) = self.log_trouble(id) {
+            return Err(WireError::new(ErrorCode::NotReady, format!("{why}; nothing was written")));
         }
-        let reserved = if stores { storage.reserved_room() } else { storage.reserved_room() / 4 };
+        let needed = match stores {
+            Some(bytes) => storage.reserved_room() + (bytes + 2 * BLOCK_BYTES) as u64,
+            None => storage.reserved_room() / 4,
+        };
         let full = |node: NodeId| {
-            let what = if stores { "no more values are taken; reads and deletes go on" } else { "nothing is written" };
+            let what = match stores {
+                Some(_) => "no more values are taken; reads and deletes go on",
+                None => "nothing is written",
+            };
             let message = format!("the disk of node {node} is full: {what}, until there is room");
             Err(WireError::new(ErrorCode::DiskFull, message))
         };
-        if storage.is_full() && self.log.room(&self.shared) < reserved {
+        if self.log_room() < needed {
             return full(self.shared.me.node);
         }
         match self.fullest_follower(id) {
-            Some((node, room)) if room < reserved => full(node),
+            Some((node, room)) if room < needed => full(node),
             _ => Ok(()),
         }
     }
 
-    /// What a peer is told of the room that its records have here: bytes, or that there is no limit.
+    /// Whether so many bytes can be copied forward, so that deletes have their room yet.
+    pub(super) fn has_room_to_copy(&self, bytes: u64) -> bool {
+        !self.shared.storage.is_full() || bytes + self.shared.storage.reserved_room() / 2 < self.log.room()
+    }
+
+    /// The room that records have here, as peers are told it too: bytes, or that there is no limit. What is left in spare
+    /// segments is for deletes only.
     pub(super) fn log_room(&self) -> u64 {
-        if self.shared.storage.is_full() { self.log.room(&self.shared) } else { u64::MAX }
+        let storage = &self.shared.storage;
+        if self.log.unmoved >= LATE_LOOKS {
+            return TAKES_NOTHING;
+        }
+        if !storage.is_full() {
+            return u64::MAX;
+        }
+        let (room, for_values) = (self.log.room(), storage.reserved_room());
+        let room = if room >= for_values { room } else { (room + storage.spare_bytes()).min(for_values - 1) };
+        room.max(TAKES_NOTHING + 1)
     }
 
     /// Has records read that a replica does not hold any more.
     pub(super) fn read_log(&mut self, id: PartitionId, to: NodeId, after: Lsn) {
         let Some(partition) = self.partition(id) else { return };
+        if !partition.kept.can_read(after) {
+            return partition.kept.wait_for(to, after);
+        }
         let places = partition.kept.places(after, READ_BATCHES);
         let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };
         self.shared.storage.ask(Job::Read(read));
@@ -212,7 +262,7 @@ impl Executor {
 }
 
 /// The stream of an executor, started before the executor is.
-pub(crate) fn start_stream(shared: &Arc<Shared>, index: ExecutorIndex) -> std::io::Result<Stream> {
+pub(crate) fn start_stream(shared: &Arc<Shared>, index: ExecutorIndex) -> Result<Stream, RestoreError> {
     let mail = shared.mail[usize::from(index.0)].clone();
     shared.storage.start_stream(index, mail)
 }

@@ -94,6 +94,16 @@ impl Executor {
                     tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, an older one, or one without partitions");
                     return;
                 }
+                if let Some(cluster) = shared.storage.cluster().filter(|c| *c != map.cluster) {
+                    let ours = &shared.settings.storage.dir;
+                    tracing::error!(
+                        "the data in {} belong to cluster {cluster}, and this controller's cluster is {}: give the node the \
+                         controller of its own cluster, or another --data-dir",
+                        ours.display(),
+                        map.cluster
+                    );
+                    return;
+                }
                 if let Err(error) = shared.storage.join(map.cluster) {
                     tracing::error!("{error}");
                     return;

@@ -132,6 +132,7 @@ pub(crate) struct Executor {
 
 impl Executor {
     fn new(index: ExecutorIndex, shared: Arc<Shared>, stream: Stream) -> Rc<RefCell<Executor>> {
+        let segment_bytes = shared.settings.storage.segment_bytes;
         Rc::new_cyclic(|this: &Weak<RefCell<Executor>>| {
             RefCell::new(Executor {
                 index,
@@ -140,7 +141,7 @@ impl Executor {
                 view: None,
                 partitions: Vec::new(),
                 owned: Vec::new(),
-                log: log::Log::new(stream),
+                log: log::Log::new(stream, segment_bytes),
                 checkpoints: checkpoint::Checkpoints::default(),
                 proposals: Vec::new(),
                 lines: Lines::default(),
@@ -199,11 +200,11 @@ impl Executor {
         self.log.gather.adopt(id, &restored.restored);
         let mut actions = std::mem::take(&mut self.actions);
         let options = shared.settings.replica;
-        let partition = Partition::new(id, shared.me, configuration, restored, options, now, &mut actions);
+        let mut partition = Partition::new(id, shared.me, configuration, restored, options, now, &mut actions);
+        partition.kept.checkpoint_bytes = shared.storage.checkpoint_bytes(id);
         self.actions = actions;
         self.held_bytes += partition.replica.held_bytes();
         self.count_table(0, partition.memory_bytes());
-        shared.storage.reserve(partition.table_bytes());
         self.partitions[usize::from(id.0)] = Some(Box::new(partition));
         self.owned.push(id);
         self.carry_out(id);

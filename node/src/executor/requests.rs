@@ -20,6 +20,7 @@ use kv_proto::{
     request::{Condition, Operation, Request},
     response::{Answered, NodeView, Response},
     routing::partition_of,
+    stats::ReplicaStats,
 };
 use kv_replication::{
     clock::Instant64,
@@ -186,8 +187,9 @@ impl Executor {
         if let Some(refused) = self.refuse_to_wait() {
             return Some(refused);
         }
-        let stores = matches!(effect, Effect::Put { .. });
-        let full = if stores { self.check_memory() } else { Ok(()) }.and_then(|()| self.check_log(id, stores)).err();
+        let stores = matches!(effect, Effect::Put { .. }).then_some(body.len());
+        let full =
+            if stores.is_some() { self.check_memory() } else { Ok(()) }.and_then(|()| self.check_log(id, stores)).err();
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
         // Who is not the leader has a better answer.
         if let (Some(full), Ok(())) = (full, partition.replica.check_read()) {
@@ -337,7 +339,11 @@ impl Executor {
     pub(super) fn add_stats(&mut self, collection: &Arc<Collection>) {
         let now = clock::now();
         let replicas = self.owned.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
-        let replicas: Vec<_> = replicas.map(|p| p.stats(now, self.index)).collect();
+        let stats = |p: &Partition| {
+            let stats = p.stats(now, self.index);
+            ReplicaStats { trouble: stats.trouble.or_else(|| self.log_trouble(stats.partition)), ..stats }
+        };
+        let replicas: Vec<_> = replicas.map(|p| stats(p)).collect();
         if collection.add(replicas, self.requests) {
             self.shared.mail[usize::from(collection.origin().executor.0)].send(Mail::Collected(collection.clone()));
         }

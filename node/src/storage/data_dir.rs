@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock          locked while the node runs
 //! DIR/node.json     the node, its disk, its cluster, how often it was started
+//! DIR/reserve       room for a new node.json when the disk is full
 //! DIR/log/          segments of the log, and spare ones
 //! DIR/checkpoints/  a file for each partition
 //! ```
@@ -10,7 +11,7 @@
 //! # Invariants
 //! * One process has the folder at a time.
 //! * A disk id belongs to what is in the folder: whoever removes the files removes the id.
-//! * The generation grows before anything is written in it.
+//! * The generation grows before anything is written in it, and counts as begun only when all its streams are on disk.
 
 use kv_proto::{
     ids::{ClusterId, DiskId, NodeId},
@@ -29,6 +30,9 @@ use std::{
 const NODE_FILE: &str = "node.json";
 const CONTENT: &str = "node";
 const FORMAT: u64 = 1;
+const RESERVE_FILE: &str = "reserve";
+/// Bytes of the file that makes way for a new `node.json`, and for what the file system needs for its name.
+const RESERVE_BYTES: usize = 64 * 1024;
 /// How often, and how long after each other, a lock is tried that somebody has: a process that was killed may be there for
 /// a moment yet.
 const LOCK_TRIES: u32 = 40;
@@ -38,14 +42,14 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// The kernel does not let the node.
-    #[error("cannot {what} {path}: {source}; {cure}", cure = cure(source))]
+    #[error("cannot {what} {path}: {error}; {cure}", cure = cure(error))]
     Io {
         /// What was being done.
         what: &'static str,
         /// To what.
         path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
+        /// What the kernel said: a part of the sentence, and so no source of it.
+        error: io::Error,
     },
     /// Another process has it.
     #[error(
@@ -78,7 +82,7 @@ pub enum DataDirError {
     },
     /// What says whose it is cannot be read.
     #[error(
-        "{path} is {what}: put back a copy of the file; or, if the node's peer has all data, move the folder away, and the \
+        "{path} is {what}: put back a copy of it; or, if the node's peer has all data, move the folder away, and the \
          node comes back with an empty disk"
     )]
     Damaged {
@@ -97,7 +101,9 @@ fn cure(error: &io::Error) -> &'static str {
         io::ErrorKind::ReadOnlyFilesystem => {
             "mount the file system for writing, or choose another folder by --data-dir"
         }
-        io::ErrorKind::StorageFull => "make room on the disk, or choose another folder by --data-dir",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on the disk, or choose another folder by --data-dir"
+        }
         _ => "choose a folder that can be written by --data-dir",
     }
 }
@@ -113,7 +119,9 @@ pub(crate) struct NodeFile {
     pub(crate) cluster: Option<ClusterId>,
     /// How often the node was started.
     pub(crate) generation: u64,
-    /// How many streams its log has in this generation.
+    /// The newest generation of which every stream has a segment: what it has no segment of is missing.
+    pub(crate) begun: u64,
+    /// How many streams that generation has.
     pub(crate) executors: u16,
     /// Whether everything was on disk when the process of this generation ended.
     pub(crate) clean: bool,
@@ -129,15 +137,13 @@ pub(crate) struct DataDir {
 }
 
 pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
-    move |source| DataDirError::Io { what, path: path.to_path_buf(), source }
+    move |error| DataDirError::Io { what, path: path.to_path_buf(), error }
 }
 
 impl DataDir {
     /// Takes the folder, and makes what is missing of it; a new one is given `disk`.
     pub(crate) fn open(dir: &Path, node: NodeId, disk: DiskId) -> Result<Self, DataDirError> {
-        for folder in [dir.to_path_buf(), dir.join("log"), dir.join("checkpoints")] {
-            fs::create_dir_all(&folder).map_err(io_error("make the folder", &folder))?;
-        }
+        fs::create_dir_all(dir).map_err(io_error("make the folder", dir))?;
         let path = dir.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(io_error("open", &path))?;
@@ -162,16 +168,21 @@ impl DataDir {
                 (file, false)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut log = fs::read_dir(dir.join("log")).map_err(io_error("read the folder", &dir.join("log")))?;
-                if log.next().is_some() {
+                if has_files(&dir.join("log"))? {
                     return Err(DataDirError::Damaged { path, what: "missing, though there is a log".to_owned() });
                 }
-                (NodeFile { node, disk, cluster: None, generation: 0, executors: 0, clean: true }, true)
+                (NodeFile { node, disk, cluster: None, generation: 0, begun: 0, executors: 0, clean: true }, true)
             }
             Err(error) => return Err(io_error("read", &path)(error)),
         };
         if file.node != node {
             return Err(DataDirError::OtherNode { dir: dir.to_path_buf(), theirs: file.node, ours: node });
+        }
+        for folder in ["log", "checkpoints"].map(|name| dir.join(name)) {
+            if file.begun > 0 && !folder.is_dir() {
+                return Err(DataDirError::Damaged { path: folder, what: "missing".to_owned() });
+            }
+            fs::create_dir_all(&folder).map_err(io_error("make the folder", &folder))?;
         }
         Ok(DataDir { dir: dir.to_path_buf(), file, is_new, _lock: lock })
     }
@@ -200,9 +211,31 @@ impl DataDir {
             fs::rename(&beside, &path)?;
             sync_dir(&self.dir)
         };
-        written().map_err(io_error("write", &path))?;
+        let reserve = self.dir.join(RESERVE_FILE);
+        let written = match written() {
+            Err(error) if is_full(&error) && fs::remove_file(&reserve).is_ok() => written(),
+            written => written,
+        };
+        written.map_err(io_error("write", &path))?;
         self.file = next;
+        if !fs::metadata(&reserve).is_ok_and(|m| m.len() == RESERVE_BYTES as u64) {
+            // Without it all goes on, as long as the disk is not full.
+            let _ = fs::write(&reserve, [0; RESERVE_BYTES]);
+        }
         Ok(())
+    }
+}
+
+/// Whether there is no room; a quota is a disk that is full, for this user.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn has_files(dir: &Path) -> Result<bool, DataDirError> {
+    match fs::read_dir(dir) {
+        Ok(mut files) => Ok(files.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error("read the folder", dir)(error)),
     }
 }
 
@@ -246,9 +279,19 @@ mod tests {
         let open = || DataDir::open(dir.path(), node("a"), DiskId(8)).expect_err("unusable").to_string();
         fs::write(&path, &good[..good.len() / 2]).expect("written");
         assert!(open().contains("put back a copy"), "{}", open());
-        let text = String::from_utf8(good).expect("text").replace("\"format\":1", "\"format\":2");
+        let text = String::from_utf8(good.clone()).expect("text").replace("\"format\":1", "\"format\":2");
         fs::write(&path, text).expect("written");
         assert!(open().contains("a newer kv"), "{}", open());
+        fs::write(&path, &good).expect("written");
+        fs::remove_dir(dir.path().join("log")).expect("removed");
+        DataDir::open(dir.path(), node("a"), DiskId(8))
+            .expect("nothing was in it yet")
+            .change(|f| f.begun = 1)
+            .expect("written");
+        fs::remove_dir(dir.path().join("log")).expect("removed");
+        assert!(open().contains("log is missing: put back a copy"), "{}", open());
+        assert!(!dir.path().join("log").exists(), "nothing is changed");
+        fs::create_dir(dir.path().join("log")).expect("made");
         fs::remove_file(&path).expect("removed");
         fs::write(dir.path().join("log/x"), b"").expect("written");
         assert!(open().contains("though there is a log"), "{}", open());

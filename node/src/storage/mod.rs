@@ -2,6 +2,7 @@
 //!
 //! * `data_dir`: the node's folder, its lock, whose it is
 //! * `files`: the log's segments as files
+//! * `reserve`: room on the disk that is taken in advance
 //! * `stream`: the thread that writes an executor's stream of the log
 //! * `restore`: reading everything back at the start
 //! * `worker`: the thread for everything else that blocks: checkpoints, reading from the log, making and removing files
@@ -12,12 +13,16 @@
 
 mod data_dir;
 mod files;
+mod reserve;
 mod restore;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub(crate) use data_dir::DataDir;
 pub use data_dir::DataDirError;
+pub(crate) use files::preallocated;
 pub use restore::RestoreError;
 pub(crate) use stream::Stream;
 pub(crate) use worker::{CheckpointFile, Job, ReadLog};
@@ -26,18 +31,21 @@ use crate::{executor::Mail, mailbox::Sender, options::StorageSettings};
 use files::SegmentFiles;
 use kv_proto::ids::{ClusterId, ExecutorIndex, Lsn, PartitionId};
 use kv_storage::{
+    checkpoint,
     log::{SegmentId, StreamId, catalog::Catalog, format::Identity, writer::StreamOptions},
     recovery,
+    table::Table,
 };
 use std::{
     collections::BTreeMap,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
 
 /// A disk that is nearly full takes values until a segment has less room than this part of it: the rest is for deletes and
 /// for what replicas note.
 const RESERVED_PART: u64 = 4;
+/// What a checkpoint has beside its entries, in bytes.
+const CHECKPOINT_BYTES: u64 = 16 * 1024;
 
 /// What the executors of a node share of its disk.
 pub(crate) struct Storage {
@@ -48,11 +56,29 @@ pub(crate) struct Storage {
     /// Partitions of which nothing was found while something was damaged: nobody can say whether they had anything.
     pub(crate) damage: Option<String>,
     files: Arc<SegmentFiles>,
+    executors: usize,
     dir: Mutex<DataDir>,
     catalog: Mutex<Catalog>,
     /// What was restored and has no owner yet.
     restored: Mutex<BTreeMap<PartitionId, recovery::Partition>>,
+    /// Bytes of the checkpoints that were restored.
+    checkpoints: BTreeMap<PartitionId, u64>,
     worker: mpsc::Sender<Job>,
+}
+
+/// Bytes that a checkpoint of a table takes at most.
+pub(crate) fn checkpoint_bytes(table: &Table) -> u64 {
+    let bytes = table.bytes() + table.keys() * checkpoint::ENTRY_BYTES + CHECKPOINT_BYTES;
+    bytes + bytes / 8
+}
+
+/// Bytes that must be free so that all these can be checkpointed, one after another, and the log be let go: what each
+/// checkpoint takes at most, and what the one before it takes.
+pub(crate) fn room_for_checkpoints(tables: impl Iterator<Item = (u64, u64)>) -> u64 {
+    let (more, largest) = tables.fold((0, 0), |(more, largest), (next, before)| {
+        (more + next.saturating_sub(before), next.min(before).max(largest))
+    });
+    more + largest
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,16 +90,16 @@ impl Storage {
     pub(crate) fn open(
         settings: StorageSettings,
         mut dir: DataDir,
-        executors: u16,
         mail: Vec<Sender<Mail>>,
     ) -> Result<Arc<Self>, RestoreError> {
+        let executors = mail.len();
         let identity = Identity { node: dir.file().node, disk: dir.file().disk };
-        let files = SegmentFiles::open(&settings.dir.join("log"), settings.segment_bytes)
+        let files = SegmentFiles::open(&settings.dir.join("log"), settings.segment_bytes, executors)
             .map_err(restore::io_error("open the log in", &settings.dir))?;
         let restored = restore::restore(&settings.dir, &files, dir.file(), &identity)?;
         dir.change(|file| {
             file.generation += 1;
-            (file.executors, file.clean) = (executors, false);
+            file.clean = false;
         })?;
         let mut catalog = Catalog::default();
         for (id, partition) in &restored.recovered.partitions {
@@ -85,8 +111,18 @@ impl Storage {
         for (scanned, bytes) in restored.segments {
             catalog.seal(scanned.sealed, bytes, scanned.states);
         }
-        let largest = restored.recovered.partitions.values().map(|p| p.table.bytes()).max();
-        files.reserve(largest.unwrap_or(0));
+        for (id, partition) in &restored.recovered.partitions {
+            if partition.restored.fault.is_none() {
+                let last = partition.restored.tail.last().map_or(partition.restored.applied, |r| r.position);
+                catalog.void(*id, last.lsn.next());
+            }
+        }
+        let tables = restored
+            .recovered
+            .partitions
+            .iter()
+            .map(|(id, p)| (checkpoint_bytes(&p.table), restored.checkpoints.get(id).copied().unwrap_or(0)));
+        files.reserve(0, room_for_checkpoints(tables));
         let damage = restored.recovered.damage.first().cloned();
         let files = Arc::new(files);
         let worker = worker::start(&settings.dir, identity, files.clone(), mail)
@@ -97,24 +133,35 @@ impl Storage {
             generation: dir.file().generation,
             damage,
             files,
+            executors,
             dir: Mutex::new(dir),
             catalog: Mutex::new(catalog),
             restored: Mutex::new(restored.recovered.partitions),
+            checkpoints: restored.checkpoints,
             worker,
         }))
     }
 
     /// Starts the stream of an executor.
-    pub(crate) fn start_stream(self: &Arc<Self>, executor: ExecutorIndex, mail: Sender<Mail>) -> io::Result<Stream> {
+    pub(crate) fn start_stream(
+        self: &Arc<Self>,
+        executor: ExecutorIndex,
+        mail: Sender<Mail>,
+    ) -> Result<Stream, RestoreError> {
         let options = StreamOptions {
             cluster: self.cluster().unwrap_or_default(),
             identity: self.identity,
             stream: StreamId { generation: self.generation, executor: executor.0 },
             segment_bytes: self.settings.segment_bytes,
         };
-        let stream = Stream::start(self, options, mail)?;
+        Stream::start(self, options, mail)
+    }
+
+    /// Every stream of this generation is on disk.
+    pub(crate) fn begin(&self) -> Result<(), DataDirError> {
         self.prepare_segment();
-        Ok(stream)
+        let executors = self.executors as u16;
+        lock(&self.dir).change(|file| (file.begun, file.executors) = (file.generation, executors))
     }
 
     /// The cluster that the data belong to.
@@ -166,19 +213,29 @@ impl Storage {
         self.files.is_full()
     }
 
-    /// Leaves room on the disk for checkpoints of partitions of this size.
-    pub(crate) fn reserve(&self, bytes: u64) {
-        self.files.reserve(bytes);
+    /// Bytes of the checkpoint that a partition had at the start.
+    pub(crate) fn checkpoint_bytes(&self, id: PartitionId) -> u64 {
+        self.checkpoints.get(&id).copied().unwrap_or(0)
     }
 
-    /// Bytes that one more segment after the current ones would hold, if it is there already.
-    pub(crate) fn spare_bytes(&self) -> u64 {
-        self.files.spare_bytes()
+    /// Leaves room on the disk for the checkpoints of an executor, from now on.
+    pub(crate) fn reserve(&self, executor: ExecutorIndex, bytes: u64) {
+        self.files.reserve(usize::from(executor.0), bytes);
     }
 
     /// Room in a stream below which it takes no more values.
     pub(crate) fn reserved_room(&self) -> u64 {
         self.settings.segment_bytes / RESERVED_PART
+    }
+
+    /// Bytes that each stream may write to spare segments and leave those that the next start needs.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.files.spare_bytes()
+    }
+
+    /// So many bytes were appended, which may be in its checkpoints some day.
+    pub(crate) fn reserve_more(&self, executor: ExecutorIndex, bytes: u64) {
+        self.files.reserve_more(usize::from(executor.0), bytes);
     }
 
     /// Has the segments removed that nobody needs.

@@ -33,17 +33,17 @@ pub enum RestoreError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// A file is of another version or of another disk.
-    #[error("cannot use {path}: {source}")]
+    #[error("cannot use {path}: {error}")]
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        source: FormatError,
+        /// What is wrong with it: a part of the sentence.
+        error: FormatError,
     },
     /// A whole stream of the log is missing.
     #[error(
-        "the log in {dir} is not whole: the node was started {generation} times, and there is nothing of the last time. Put \
-         the files back; or, if the node's peer has all data, move the data folder away, and the node comes back with an \
+        "the log in {dir} is not whole: of the time when the node was started for the {generation}th time something is \
+         missing. Put the files back; or, if the node's peer has all data, move the data folder away, and the node comes back with an \
          empty disk"
     )]
     Missing {
@@ -58,6 +58,8 @@ pub enum RestoreError {
 pub(super) struct Restored {
     pub(super) recovered: Recovered,
     pub(super) segments: Vec<(Scanned, u64)>,
+    /// Bytes of the checkpoints.
+    pub(super) checkpoints: BTreeMap<PartitionId, u64>,
 }
 
 pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
@@ -75,14 +77,17 @@ pub(super) fn restore(
     let began = Instant::now();
     let mut recovery = Recovery::new(*identity);
     let checkpoints = checkpoints(&dir.join("checkpoints"))?;
+    let mut checkpoint_bytes = BTreeMap::new();
     for (partition, path) in &checkpoints {
+        let bytes = fs::metadata(path).map_err(io_error("read", path))?.len();
+        checkpoint_bytes.insert(*partition, bytes);
         read_checkpoint(&mut recovery, *partition, path, identity)?;
     }
     let ids = files.segments().map_err(io_error("read the log in", dir))?;
     for executor in 0..node.executors {
-        let stream = StreamId { generation: node.generation, executor };
+        let stream = StreamId { generation: node.begun, executor };
         if !ids.iter().any(|id| id.stream == stream) {
-            return Err(RestoreError::Missing { dir: dir.to_path_buf(), generation: node.generation });
+            return Err(RestoreError::Missing { dir: dir.to_path_buf(), generation: node.begun });
         }
     }
     let mut segments = Vec::with_capacity(ids.len());
@@ -91,7 +96,7 @@ pub(super) fn restore(
         let path = files.path(*id);
         read_from_disk(&path, &mut bytes).map_err(io_error("read", &path))?;
         let scanned = recovery.take_segment(*id, &bytes);
-        let scanned = scanned.map_err(|source| RestoreError::Format { path: path.clone(), source })?;
+        let scanned = scanned.map_err(|error| RestoreError::Format { path: path.clone(), error })?;
         if let Some(what) = &scanned.damage {
             tracing::error!("the log is damaged: {what}");
         }
@@ -129,7 +134,7 @@ pub(super) fn restore(
             tracing::error!(partition = %id, "a partition cannot be restored: {fault}");
         }
     }
-    Ok(Restored { recovered, segments })
+    Ok(Restored { recovered, segments, checkpoints: checkpoint_bytes })
 }
 
 /// Reads a segment as the disk has it. What is restored is taken for being on disk, so what the last process wrote and did
@@ -179,8 +184,8 @@ fn read_checkpoint(
     match checkpoint::read(&mut BufReader::with_capacity(READ_BYTES, file), identity) {
         Ok((header, table, footer)) if header.partition == partition => recovery.take_checkpoint(header, table, footer),
         Err(ReadError::Io(source)) => return Err(io_error("read", path)(source)),
-        Err(ReadError::Format(source @ (FormatError::OtherFormat(_) | FormatError::OtherDisk { .. }))) => {
-            return Err(RestoreError::Format { path: path.to_path_buf(), source });
+        Err(ReadError::Format(error @ (FormatError::OtherFormat(_) | FormatError::OtherDisk { .. }))) => {
+            return Err(RestoreError::Format { path: path.to_path_buf(), error });
         }
         other => {
             let what = match other {

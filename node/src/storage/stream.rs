@@ -9,26 +9,25 @@
 //! * A write or sync that fails ends the process: what the disk has is read again at the next start, and no second sync is
 //!   believed.
 
-use super::{Storage, files::StreamFiles};
+use super::{RestoreError, Storage, files::StreamFiles};
 use crate::{executor::Mail, fatal, mailbox::Sender};
 use kv_proto::cluster_map::AckMode;
 use kv_storage::log::{
+    batch_bytes,
     gather::Chunk,
-    writer::{Flushed, StreamOptions, WriteError, Writer},
+    writer::{Flushed, Media, StreamOptions, WriteError, Writer},
 };
 use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-/// Chunks are added to a batch until it has this many bytes.
-const BATCH_BYTES: usize = 1024 * 1024;
 /// How long a batch gathers where writes do not wait for it.
 const GATHER_TIME: Duration = Duration::from_millis(50);
 /// How soon it is tried again to make a segment when the disk was full.
@@ -43,8 +42,17 @@ enum ToStream {
 #[derive(Debug)]
 pub(crate) struct Stream {
     sender: Option<mpsc::Sender<ToStream>>,
-    room: Arc<AtomicU64>,
+    state: Arc<State>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread shows of itself.
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes of the current segment that are not written yet.
+    room: AtomicU64,
+    /// Whether it waits for room for another segment.
+    waits: AtomicBool,
 }
 
 impl std::fmt::Debug for ToStream {
@@ -58,23 +66,41 @@ impl std::fmt::Debug for ToStream {
 
 impl Stream {
     /// Makes the first segment of a stream and starts its thread, which tells `mail` of what is on disk.
-    pub(crate) fn start(storage: &Arc<Storage>, options: StreamOptions, mail: Sender<Mail>) -> io::Result<Self> {
+    pub(crate) fn start(
+        storage: &Arc<Storage>,
+        options: StreamOptions,
+        mail: Sender<Mail>,
+    ) -> Result<Self, RestoreError> {
+        let media = StreamFiles::new(storage.files.clone());
+        Stream::start_on(media, storage, options, mail)
+            .map_err(super::restore::io_error("make a segment of the log in", &storage.settings.dir))
+    }
+
+    pub(super) fn start_on<M: Media + Send + 'static>(
+        media: M,
+        storage: &Arc<Storage>,
+        options: StreamOptions,
+        mail: Sender<Mail>,
+    ) -> io::Result<Self> {
         let executor = options.stream.executor;
-        let mut writer = Writer::new(StreamFiles::new(storage.files.clone()), options);
+        let batch_bytes = batch_bytes(options.segment_bytes);
+        let mut writer = Writer::new(media, options);
         writer.open().map_err(|error| match error {
-            WriteError::Full(_) => io::Error::new(io::ErrorKind::StorageFull, "there is no room for a log on the disk"),
+            WriteError::Full(_) => io::Error::new(io::ErrorKind::StorageFull, "there is no room on the disk"),
             WriteError::Failed { source, .. } => source,
         })?;
-        let room = Arc::new(AtomicU64::new(writer.room()));
+        let state = Arc::new(State::default());
+        state.room.store(writer.room(), Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel();
-        let (storage, shared) = (storage.clone(), room.clone());
+        let (storage, shared) = (storage.clone(), state.clone());
         if let Some(id) = writer.segment() {
             storage.catalog().open(id, storage.settings.segment_bytes);
         }
+        let mode = AckMode::Durable;
         let thread = thread::Builder::new().name(format!("log-{executor}")).spawn(move || {
-            Writing { storage, writer, mail, room: shared, mode: AckMode::Durable }.run(&receiver);
+            Writing { storage, writer, batch_bytes, mail, state: shared, mode }.run(&receiver);
         })?;
-        Ok(Stream { sender: Some(sender), room, thread: Some(thread) })
+        Ok(Stream { sender: Some(sender), state, thread: Some(thread) })
     }
 
     /// Hands over what is to be written.
@@ -96,7 +122,12 @@ impl Stream {
 
     /// Bytes that can still be written to the current segment.
     pub(crate) fn room(&self) -> u64 {
-        self.room.load(Ordering::Relaxed)
+        self.state.room.load(Ordering::Relaxed)
+    }
+
+    /// Whether what was handed over waits until there is room on the disk.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        self.state.waits.load(Ordering::Relaxed)
     }
 
     /// Returns when everything that was handed over is on disk.
@@ -108,21 +139,23 @@ impl Stream {
     }
 }
 
-struct Writing {
+struct Writing<M> {
     storage: Arc<Storage>,
-    writer: Writer<StreamFiles>,
+    writer: Writer<M>,
+    /// Chunks are added to a batch until it has this many bytes.
+    batch_bytes: usize,
     mail: Sender<Mail>,
-    room: Arc<AtomicU64>,
+    state: Arc<State>,
     mode: AckMode,
 }
 
-impl Writing {
+impl<M: Media> Writing<M> {
     fn run(mut self, receiver: &mpsc::Receiver<ToStream>) {
         while let Ok(first) = receiver.recv() {
             let mut chunks = Vec::new();
             let mut bytes = self.take(first, &mut chunks);
             let gathered = Instant::now() + GATHER_TIME;
-            while bytes < BATCH_BYTES {
+            while bytes < self.batch_bytes {
                 let next = match self.mode {
                     AckMode::Durable => receiver.try_recv().map_err(drop),
                     AckMode::Replicated => {
@@ -163,9 +196,9 @@ impl Writing {
                 Err(WriteError::Full(back)) => {
                     if !told {
                         tracing::error!(
-                            "the disk is full: no more values are taken, and what is under way waits until there is room; \
-                             reads go on"
+                            "the disk is full, and what is under way waits until there is room; reads go on"
                         );
+                        self.state.waits.store(true, Ordering::Relaxed);
                         told = true;
                     }
                     chunks = back;
@@ -177,14 +210,18 @@ impl Writing {
             }
         };
         if told {
-            tracing::info!("there is room on the disk again");
+            tracing::info!("there is room on the disk for what waited");
+            self.state.waits.store(false, Ordering::Relaxed);
         }
-        self.room.store(self.writer.room(), Ordering::Relaxed);
+        self.state.room.store(self.writer.room(), Ordering::Relaxed);
         self.note_segments(&flushed);
         self.mail.send(Mail::Flushed(Box::new(flushed)));
     }
 
     fn note_segments(&mut self, flushed: &Flushed) {
+        for (part, from) in flushed.parts.iter().filter_map(|part| Some((part, part.voids?))) {
+            self.storage.catalog().void(part.partition, from);
+        }
         let Some(sealed) = &flushed.sealed else { return };
         let bytes = self.storage.settings.segment_bytes;
         let mut catalog = self.storage.catalog();

@@ -3,8 +3,13 @@
 //!
 //! # Invariants
 //! * A checkpoint has its name only when all of it is on disk, and the older one of its partition goes only then.
+//! * Of a checkpoint that has failed nothing stays, and what comes of it later is dropped.
 
-use super::{Gone, data_dir::sync_dir, files::SegmentFiles};
+use super::{
+    Gone,
+    data_dir::{self, sync_dir},
+    files::SegmentFiles,
+};
 use crate::{executor::Mail, mailbox::Sender};
 use kv_proto::{
     ids::{ExecutorIndex, Lsn, NodeId, PartitionId},
@@ -27,13 +32,18 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc,
+        mpsc::{self, RecvTimeoutError},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 /// After so many bytes a checkpoint file is synced, so that the sync at its end is short.
 const SYNC_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes that a file system may need for one more name.
+const NAME_BYTES: u64 = 8192;
+/// How often it is looked whether the disk has room: what takes it or gives it back may be no part of the node.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Something to do.
 pub(crate) enum Job {
@@ -41,7 +51,9 @@ pub(crate) enum Job {
     Prepare,
     /// Nobody needs these segments.
     LetGo(Vec<(SegmentId, u64)>),
-    /// The next bytes of a checkpoint.
+    /// A checkpoint begins.
+    Begin(CheckpointFile),
+    /// Its next bytes.
     Piece(CheckpointFile, Vec<u8>),
     /// A checkpoint is whole, and its log is on disk: give it its name. Answered by [`Mail::Checkpointed`].
     Publish(CheckpointFile),
@@ -80,8 +92,11 @@ pub(crate) struct ReadLog {
 }
 
 struct Open {
+    start: Lsn,
     file: File,
     path: PathBuf,
+    /// Bytes in all, with those of its name.
+    bytes: u64,
     /// Bytes since the last sync.
     unsynced: usize,
 }
@@ -94,6 +109,8 @@ struct Worker {
     open: HashMap<PartitionId, Open>,
     /// A failure that was reported already.
     told: Option<io::ErrorKind>,
+    /// Whether it was reported that the disk is full.
+    told_full: bool,
 }
 
 pub(super) fn start(
@@ -105,9 +122,18 @@ pub(super) fn start(
     let (sender, jobs) = mpsc::channel();
     let checkpoints = dir.join("checkpoints");
     thread::Builder::new().name("storage".into()).spawn(move || {
-        let mut worker = Worker { checkpoints, identity, files, mail, open: HashMap::new(), told: None };
-        while let Ok(job) = jobs.recv() {
-            worker.run(job);
+        let mut worker =
+            Worker { checkpoints, identity, files, mail, open: HashMap::new(), told: None, told_full: false };
+        let mut look = Instant::now() + LOOK_INTERVAL;
+        loop {
+            match jobs.recv_timeout(look.saturating_duration_since(Instant::now())) {
+                Ok(job) => worker.run(job),
+                Err(RecvTimeoutError::Timeout) => worker.prepare(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= look {
+                look = Instant::now() + LOOK_INTERVAL;
+            }
         }
     })?;
     Ok(sender)
@@ -116,34 +142,28 @@ pub(super) fn start(
 impl Worker {
     fn run(&mut self, job: Job) {
         match job {
-            Job::Prepare => {
-                if let Err(error) = self.files.prepare() {
-                    self.warn("make a segment of the log", &error);
-                } else {
-                    self.told = None;
-                }
-            }
+            Job::Prepare => self.prepare(),
             Job::LetGo(segments) => {
                 if let Err(error) = self.files.let_go(&segments) {
                     self.warn("remove a segment of the log", &error);
                 }
+                self.prepare();
                 let gone: Gone = Arc::new(segments.into_iter().map(|(id, _)| id).collect());
                 self.mail.iter().for_each(|mail| mail.send(Mail::SegmentsGone(gone.clone())));
+            }
+            Job::Begin(checkpoint) => {
+                let begun = self.begin(&checkpoint);
+                self.give_up_on_error(&checkpoint, begun);
             }
             Job::Piece(checkpoint, bytes) => {
                 let written = self.write(&checkpoint, &bytes);
                 checkpoint.waiting.fetch_sub(1, Ordering::Release);
-                if let Err(error) = written {
-                    self.warn("write a checkpoint", &error);
-                    self.discard(&checkpoint);
-                    self.tell(&checkpoint, false);
-                }
+                self.give_up_on_error(&checkpoint, written);
             }
             Job::Publish(checkpoint) => {
                 let published = self.publish(&checkpoint);
                 if let Err(error) = &published {
                     self.warn("publish a checkpoint", error);
-                    self.discard(&checkpoint);
                 }
                 self.tell(&checkpoint, published.is_ok());
             }
@@ -152,6 +172,34 @@ impl Worker {
                 let records = self.read(&read);
                 self.mail[usize::from(read.executor.0)].send(Mail::LogRead { read, records });
             }
+        }
+    }
+
+    fn prepare(&mut self) {
+        match self.files.prepare() {
+            Ok(()) if self.told_full => {
+                tracing::info!("there is room on the disk again");
+                self.told_full = false;
+            }
+            Ok(()) => {}
+            Err(error) if data_dir::is_full(&error) => {
+                if !self.told_full {
+                    tracing::error!(
+                        "the disk is full: values are taken only as long as there is room in the log; reads and deletes go \
+                         on. Make room on the disk, or delete what is not needed"
+                    );
+                    self.told_full = true;
+                }
+            }
+            Err(error) => self.warn("make a segment of the log", &error),
+        }
+    }
+
+    fn give_up_on_error(&mut self, checkpoint: &CheckpointFile, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.warn("write a checkpoint", &error);
+            self.discard(checkpoint);
+            self.tell(checkpoint, false);
         }
     }
 
@@ -166,15 +214,22 @@ impl Worker {
         self.mail[usize::from(checkpoint.executor.0)].send(Mail::Checkpointed { published });
     }
 
+    fn begin(&mut self, checkpoint: &CheckpointFile) -> io::Result<()> {
+        self.discard(checkpoint);
+        let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
+        let path = self.checkpoints.join(format!("{name}.new"));
+        self.files.lend(NAME_BYTES);
+        let file = File::create(&path).inspect_err(|_| self.files.settle(NAME_BYTES))?;
+        let (start, bytes) = (checkpoint.start, NAME_BYTES);
+        self.open.insert(checkpoint.partition, Open { start, file, path, bytes, unsynced: 0 });
+        Ok(())
+    }
+
     fn write(&mut self, checkpoint: &CheckpointFile, bytes: &[u8]) -> io::Result<()> {
-        let open = match self.open.entry(checkpoint.partition) {
-            std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => {
-                let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
-                let path = self.checkpoints.join(format!("{name}.new"));
-                place.insert(Open { file: File::create(&path)?, path, unsynced: 0 })
-            }
-        };
+        let open = self.open.get_mut(&checkpoint.partition).filter(|open| open.start == checkpoint.start);
+        let Some(open) = open else { return Ok(()) }; // it has failed
+        self.files.lend(bytes.len() as u64);
+        open.bytes += bytes.len() as u64;
         open.file.write_all(bytes)?;
         open.unsynced += bytes.len();
         if open.unsynced >= SYNC_BYTES {
@@ -185,7 +240,9 @@ impl Worker {
     }
 
     fn publish(&mut self, checkpoint: &CheckpointFile) -> io::Result<()> {
-        let open = self.open.remove(&checkpoint.partition).ok_or_else(|| io::Error::other("it was given up"))?;
+        let open = self.open.remove(&checkpoint.partition).filter(|open| open.start == checkpoint.start);
+        let open = open.ok_or_else(|| io::Error::other("it was given up"))?;
+        self.files.settle(open.bytes);
         let published = || -> io::Result<()> {
             open.file.sync_all()?;
             let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
@@ -195,6 +252,7 @@ impl Worker {
         published().inspect_err(|_| {
             let _ = fs::remove_file(&open.path);
         })?;
+        self.told = None;
         for entry in fs::read_dir(&self.checkpoints)? {
             let entry = entry?;
             let older = entry.file_name().to_str().and_then(checkpoint::of_file_name);
@@ -207,6 +265,7 @@ impl Worker {
 
     fn discard(&mut self, checkpoint: &CheckpointFile) {
         if let Some(open) = self.open.remove(&checkpoint.partition) {
+            self.files.settle(open.bytes);
             let _ = fs::remove_file(open.path);
         }
     }
@@ -234,7 +293,7 @@ impl Worker {
         let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let batch = format::read_batch(&bytes, &self.identity, place.segment, place.offset);
         let batch = batch.ok_or_else(|| damaged("a batch is damaged"))?;
-        let mut body = &*batch.body;
+        let mut body = &batch.body[..];
         let mut records = Vec::new();
         while !body.is_empty() {
             let entry = format::read_entry(&mut body).map_err(|e| damaged(&e.to_string()))?;

@@ -38,6 +38,9 @@ const FRAME_BYTES: usize = 12;
 /// Longest chunk that is read, in bytes: more than an entry of the greatest value.
 const MAX_CHUNK_BYTES: usize = 32 * 1024 * 1024;
 
+/// Bytes that an entry takes beside its key, content type and value.
+pub const ENTRY_BYTES: u64 = 23;
+
 /// What a checkpoint is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -289,4 +292,134 @@ pub fn of_file_name(name: &str) -> Option<(PartitionId, Lsn)> {
     let (partition, start) = name.strip_suffix(".ckpt")?.strip_prefix('p')?.split_once('-')?;
     let parsed = (PartitionId(partition.parse().ok()?), Lsn(start.parse().ok()?));
     (file_name(parsed.0, parsed.1) == name).then_some(parsed)
+}
+
+/// For the fuzz targets: a header with this content, or a good one, and chunks of these kinds, all with the right checksums.
+#[cfg(fuzzing)]
+#[must_use]
+pub fn with_checksums(identity: &Identity, header: Option<&[u8]>, chunks: &[(u8, &[u8])]) -> Vec<u8> {
+    use kv_proto::ids::{Epoch, HistoryId, Member};
+    let leader = Member { node: identity.node, disk: identity.disk };
+    let configuration = Configuration { epoch: Epoch(1), history: HistoryId(1), leader, in_sync: vec![] };
+    let start = Position { epoch: Epoch(1), lsn: Lsn(1) };
+    let of = Header { cluster: ClusterId(9), partition: PartitionId(0), configuration, start };
+    let (mut encoder, mut out) = Encoder::new(*identity, &of);
+    if let Some(header) = header {
+        out.clear();
+        frame(
+            &mut out,
+            crc32c::crc32c(&MAGIC),
+            KIND_HEADER,
+            &[&MAGIC[..], &FORMAT_VERSION.to_le_bytes(), header].concat(),
+        );
+        if let Ok(found) = read_header(&out[FRAME_BYTES..], identity) {
+            (encoder.partition, encoder.start) = (found.partition, found.start);
+        }
+    }
+    for (kind, body) in chunks {
+        out.extend(encoder.chunk(*kind, body));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_proto::ids::{Epoch, HistoryId, Member, NodeId};
+
+    fn identity() -> Identity {
+        Identity { node: NodeId::new("n1").expect("a name"), disk: DiskId(0x0d15_c000) }
+    }
+
+    fn header() -> Header {
+        let leader = Member { node: identity().node, disk: identity().disk };
+        let configuration = Configuration { epoch: Epoch(5), history: HistoryId(1), leader, in_sync: vec![] };
+        let start = Position { epoch: Epoch(4), lsn: Lsn(0x11) };
+        Header { cluster: ClusterId(0xc1), partition: PartitionId(0x0102), configuration, start }
+    }
+
+    fn entry(lsn: u64, value: &[u8]) -> Entry<'_> {
+        Entry { lsn: Lsn(lsn), expires: Expiry::from_ms(0x0304), content_type: "t", value }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+    }
+
+    fn encode(entries: &[(&[u8], u64)], end: u64, digest: u64) -> Vec<u8> {
+        let (mut encoder, mut out) = Encoder::new(identity(), &header());
+        for (key, lsn) in entries {
+            encoder.push(key, entry(*lsn, b"v"));
+            out.extend(encoder.take_chunk());
+        }
+        out.extend(encoder.finish(Lsn(end), digest));
+        out
+    }
+
+    fn read(bytes: &[u8]) -> Result<(Header, Table, Footer), String> {
+        super::read(&mut &bytes[..], &identity()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = encode(&[(b"k", 0x10)], 0x12, 0x99);
+        let golden = [
+            "62000000 5f017c2d 00000000 6b762d636b70740a 01000000 c1000000000000000000000000000000",
+            "00c0150d000000000000000000000000 026e31 0201 04000000000000001100000000000000",
+            "0500000000000000010000000100 00c0150d000000000000000000000000 026e31",
+            "1a000000 ee061c3a 01000000 1000000000000000 0403000000000000 0100 01 01000000 6b 74 76",
+            "18000000 9ad46373 ff000000 1200000000000000 0100000000000000 9900000000000000",
+        ];
+        assert_eq!(hex(&bytes), golden.concat().replace(' ', ""));
+        let (found, table, footer) = read(&bytes).expect("it is whole");
+        assert_eq!((found, footer), (header(), Footer { end: Lsn(0x12), entries: 1, digest: 0x99 }));
+        assert_eq!(table.get(b"k"), Some(entry(0x10, b"v")));
+        assert_eq!(read_only_header(&mut &bytes[..], &identity()).expect("a header"), header());
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        assert!(read(&encode(&[], 0x11, 0)).is_ok(), "an empty table");
+        let error = |bytes: &[u8]| read(bytes).err().expect("it cannot be used");
+        assert!(error(&encode(&[], 0x10, 0)).contains("footer"), "it ends before it starts");
+        assert!(error(&encode(&[(b"k", 0x13)], 0x12, 0)).contains("footer"), "an entry of later");
+        assert!(error(&encode(&[(b"", 1)], 0x12, 0)).contains("cannot be"));
+        // A chunk that is left out, or stands elsewhere.
+        let (mut encoder, head) = Encoder::new(identity(), &header());
+        let mut chunk = |key: &[u8]| {
+            encoder.push(key, entry(1, b"v"));
+            encoder.take_chunk()
+        };
+        let (first, second) = (chunk(b"a"), chunk(b"b"));
+        let rest = encoder.finish(Lsn(0x12), 0);
+        assert!(read(&[&head[..], &first, &second, &rest].concat()).is_ok());
+        for chunks in [[&second, &first], [&first, &first]] {
+            assert!(error(&[&head[..], chunks[0], chunks[1], &rest].concat()).contains("checksum"));
+        }
+        assert!(error(&[&head[..], &first, &rest].concat()).contains("checksum"));
+    }
+
+    #[test]
+    fn versions_and_disks_are_told_from_damage() {
+        let bytes = encode(&[], 0x12, 0);
+        let other = Identity { disk: DiskId(1), ..identity() };
+        let found = super::read(&mut &bytes[..], &other).err().expect("another's");
+        assert!(matches!(found, ReadError::Format(FormatError::OtherDisk { .. })), "{found}");
+        let mut future = Vec::new();
+        frame(&mut future, crc32c::crc32c(&MAGIC), KIND_HEADER, &[&MAGIC[..], &[2, 0, 0, 0, 9]].concat());
+        let found = super::read(&mut &future[..], &identity()).err().expect("a newer one");
+        assert!(matches!(found, ReadError::Format(FormatError::OtherFormat(2))), "{found}");
+    }
+
+    #[test]
+    fn names_are_those_of_checkpoints_alone() {
+        let name = file_name(PartitionId(7), Lsn(12));
+        assert_eq!(name, "p00007-00000000000000000012.ckpt");
+        assert_eq!(of_file_name(&name), Some((PartitionId(7), Lsn(12))));
+        for other in
+            ["p7-12.ckpt", "p00007-00000000000000000012.ckpt.new", "p99999-00000000000000000012.ckpt", "x.ckpt"]
+        {
+            assert_eq!(of_file_name(other), None, "{other}");
+        }
+    }
 }

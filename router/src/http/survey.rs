@@ -148,6 +148,9 @@ mod tests {
             requests: 1,
             memory_bytes: 0,
             max_memory_bytes: None,
+            generation: 1,
+            log_bytes: 0,
+            disk_full: false,
             replicas: vec![replica(0), replica(1)],
         }
     }

@@ -233,6 +233,9 @@ fn stats(trouble: Option<String>) -> NodeStats {
         requests: 0,
         memory_bytes: 0,
         max_memory_bytes: None,
+        generation: 1,
+        log_bytes: 0,
+        disk_full: false,
         replicas: (0..PARTITIONS).map(replica).collect(),
     }
 }

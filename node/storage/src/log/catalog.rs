@@ -63,6 +63,15 @@ impl Catalog {
         self.segments.insert(sealed.id, segment);
     }
 
+    /// The records of a partition from this one on are void, in all segments: nobody needs them.
+    pub fn void(&mut self, partition: PartitionId, from: Lsn) {
+        for segment in self.segments.values_mut() {
+            if let Some(last) = segment.last.get_mut(&partition) {
+                *last = (*last).min(Lsn(from.0.saturating_sub(1)));
+            }
+        }
+    }
+
     /// The state of a partition is on disk in this generation.
     pub fn adopt(&mut self, partition: PartitionId) {
         self.needs.entry(partition).or_default().adopted = true;
@@ -95,6 +104,12 @@ impl Catalog {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.segments.values().filter(|s| !self.is_held(s)).map(|s| s.bytes).sum()
+    }
+
+    /// Bytes of all segments.
+    #[must_use]
+    pub fn all_bytes(&self) -> u64 {
+        self.segments.values().map(|s| s.bytes).sum()
     }
 
     fn is_held(&self, segment: &Segment) -> bool {
@@ -196,6 +211,16 @@ mod tests {
         assert_eq!(catalog.take_unneeded(), [(id(2, 0, 1), 10), (id(2, 0, 2), 10)]);
         assert_eq!(catalog.bytes(), 10, "what is written to stays");
         assert_eq!(catalog.oldest(), None);
+    }
+
+    #[test]
+    fn nobody_needs_what_is_void() {
+        let mut catalog = Catalog::default();
+        catalog.seal(sealed(id(1, 0, 1), &[(0, 9)]), 10, BTreeSet::new());
+        catalog.release(PartitionId(0), Lsn(5));
+        assert_eq!(catalog.take_unneeded(), []);
+        catalog.void(PartitionId(0), Lsn(6));
+        assert_eq!(catalog.take_unneeded(), [(id(1, 0, 1), 10)]);
     }
 
     #[test]

@@ -530,3 +530,6 @@ pub fn segment_of_name(name: &str) -> Option<SegmentId> {
     let id = SegmentId { stream: StreamId { generation, executor }, number: parts.next()?.parse().ok()? };
     (segment_name(id) == name).then_some(id)
 }
+
+#[cfg(test)]
+mod tests;

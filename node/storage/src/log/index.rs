@@ -79,3 +79,66 @@ impl Index {
         self.places.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::StreamId;
+    use super::*;
+
+    fn segment(number: u64) -> SegmentId {
+        SegmentId { stream: StreamId { generation: 1, executor: 0 }, number }
+    }
+
+    fn place(number: u64, first: u64, last: u64) -> Place {
+        Place { segment: segment(number), offset: 4096, first: Lsn(first), last: Lsn(last) }
+    }
+
+    fn index(places: &[(u64, u64, u64)]) -> Index {
+        let mut index = Index::default();
+        places.iter().for_each(|(number, first, last)| index.push(place(*number, *first, *last)));
+        index
+    }
+
+    fn found(index: &Index, from: u64) -> Vec<(u64, u64, u64)> {
+        let found = index.find(Lsn(from), usize::MAX);
+        found.iter().map(|p| (p.segment.number, p.first.0, p.last.0)).collect()
+    }
+
+    #[test]
+    fn leads_to_the_batches_by_their_records() {
+        let index = index(&[(1, 1, 5), (2, 6, 9), (3, 10, 10), (4, 2, 3)]);
+        assert_eq!(found(&index, 1), [(1, 1, 5), (4, 2, 3), (2, 6, 9), (3, 10, 10)]);
+        assert_eq!(found(&index, 5), [(1, 1, 5), (2, 6, 9), (3, 10, 10)]);
+        assert_eq!(found(&index, 11), []);
+        assert_eq!(index.find(Lsn(4), 2), [place(1, 1, 5), place(2, 6, 9)]);
+    }
+
+    #[test]
+    fn forgets_what_is_void_released_or_gone() {
+        let mut index = index(&[(1, 1, 5), (2, 6, 9), (3, 10, 12)]);
+        index.void(Lsn(8));
+        assert_eq!(found(&index, 1), [(1, 1, 5), (2, 6, 7)]);
+        index.push(place(4, 8, 9));
+        index.release(Lsn(5));
+        assert_eq!(found(&index, 1), [(2, 6, 7), (4, 8, 9)]);
+        index.forget(&[segment(2), segment(3)]);
+        assert_eq!((found(&index, 1), index.len()), (vec![(4, 8, 9)], 1));
+        index.void(Lsn(0));
+        assert!(index.is_empty());
+    }
+
+    #[test]
+    fn records_of_a_batch_are_one_place_unless_others_are_void_between() {
+        let mut index = Index::default();
+        for lsn in [4, 5, 6] {
+            index.add(segment(1), 4096, Lsn(lsn));
+        }
+        index.void(Lsn(5));
+        index.add(segment(1), 4096, Lsn(5));
+        index.add(segment(1), 8192, Lsn(6));
+        assert_eq!(found(&index, 1), [(1, 4, 5), (1, 6, 6)]);
+        index.void(Lsn(4));
+        index.add(segment(1), 8192, Lsn(4));
+        assert_eq!(found(&index, 1), [(1, 4, 4)]);
+    }
+}

@@ -31,6 +31,13 @@ pub mod writer;
 
 use std::fmt;
 
+/// Bytes from which on a chunk, and a batch, takes nothing more. A batch is at most two of these and a record longer, and so
+/// fits into every segment that holds two of the longest records and a MiB.
+#[must_use]
+pub fn batch_bytes(segment_bytes: u64) -> usize {
+    (segment_bytes / 8).min(1024 * 1024) as usize
+}
+
 /// The batches that one executor wrote between a start of the process and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {

@@ -171,7 +171,7 @@ impl<M: Media> Writer<M> {
         let body: usize = chunks.iter().map(|c| c.body.len()).sum();
         let needed = (BATCH_HEADER_BYTES + body).next_multiple_of(BLOCK_BYTES) as u64;
         self.buffer.clear();
-        let mut flushed = Flushed::default();
+        let mut flushed = Flushed { chunks: chunks.len() as u64, ..Flushed::default() };
         let (mut start, mut entries) = (0, 0);
         match &self.current {
             Some(current) if current.offset + needed <= self.options.segment_bytes => start = current.offset,
@@ -189,7 +189,6 @@ impl<M: Media> Writer<M> {
         let (id, offset) = (current.id, current.offset);
         let from = (offset - start) as usize;
         bytes.resize(bytes.len().max(from + BATCH_HEADER_BYTES), 0);
-        flushed.chunks = chunks.len() as u64;
         for chunk in chunks {
             entries += chunk.entries;
             bytes.extend_from_slice(&chunk.body);
@@ -197,6 +196,9 @@ impl<M: Media> Writer<M> {
                 if let Some(base) = part.reset {
                     current.last.remove(&part.partition);
                     current.resets.insert(part.partition, base);
+                }
+                if let (Some(from), Some(last)) = (part.voids, current.last.get_mut(&part.partition)) {
+                    *last = (*last).min(Lsn(from.0.saturating_sub(1)));
                 }
                 if let Some((first, last)) = part.records {
                     let place = Place { segment: id, offset, first, last };
@@ -288,3 +290,6 @@ impl Buffer {
         &self.aligned[padding..]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@
 //! * Nothing is applied that was not committed as of the place where the log was read to.
 
 mod replay;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     checkpoint,

@@ -186,10 +186,13 @@ impl Replay {
             // are no copies, and so is a gap.
             self.pending.retain(|_, pending| pending.copy);
             self.index = self.copies.clone();
-            self.end = Epochs::at(last);
-            if last.lsn <= self.applied.lsn && last.lsn > self.base.lsn {
+            let contradicts = last.lsn < self.applied.lsn || last.lsn == self.applied.lsn && last != self.applied;
+            if contradicts && last.lsn > self.base.lsn {
                 self.take_back(last.lsn);
             }
+        }
+        if last.lsn > self.end.last_lsn() || !by_lsn && self.end.epoch_at(last.lsn) != Some(last.epoch) {
+            self.end = Epochs::at(last);
         }
         // What is there is what the state means, and what is not there will show as a gap.
         self.suspicion.take_if(|_| !by_lsn);

@@ -160,7 +160,9 @@ pub(crate) fn dump(image: &BTreeMap<SegmentId, Vec<u8>>, partition: PartitionId)
                         Content::State { configuration: c, last, faulty } => {
                             format!("state epoch {} history {} last {last} faulty {faulty}", c.epoch, c.history)
                         }
-                        Content::Reset { base, .. } => format!("reset {base}"),
+                        Content::Reset { base, configuration: c } => {
+                            format!("reset {base} epoch {} history {}", c.epoch, c.history)
+                        }
                     };
                     out += &format!("{id} batch {} committed {}: {what}\n", batch.number, entry.committed);
                 }

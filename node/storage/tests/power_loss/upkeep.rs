@@ -152,12 +152,17 @@ impl Node {
         }
         if partition.next.committed() < needed {
             // Some records are of no use to anybody until others stand there.
-            let (epoch, from) = (partition.next.epoch(), partition.next.last().0 + 1);
-            for lsn in from..=needed.0 {
-                let record = self.record(epoch, lsn);
+            let stream = partition.stream;
+            let generation = self.generation;
+            while self.partition(id).next.last() < needed {
+                let (epoch, lsn) = (self.partition(id).next.epoch(), self.partition(id).next.last().next());
+                let record = self.record(epoch, lsn.0);
                 self.append(id, LogEntry::Record(record));
+                self.flush_long()?;
+                if self.generation != generation {
+                    return Ok(());
+                }
             }
-            let (generation, stream) = (self.generation, self.partition(id).stream);
             self.flush(stream)?;
             if self.generation != generation {
                 return Ok(());
@@ -244,7 +249,8 @@ impl Node {
             self.begin_install(id);
             return Ok(());
         };
-        let is_flushed = partition.acked.installing && partition.acked.records == partition.next.records;
+        let (acked, next) = (&partition.acked, &partition.next);
+        let is_flushed = acked.installing && acked.configuration == next.configuration && acked.records == next.records;
         if !is_flushed {
             partition.install = Some(install);
             let stream = partition.stream;
