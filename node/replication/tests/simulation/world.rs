@@ -538,18 +538,20 @@ impl World {
         self.checks.forget(at);
     }
 
-    /// Whether what was missing is there again, and nobody believes otherwise because of what was said before.
+    /// Whether what was missing is there again, with all that the leader may commit because of what was said before.
     fn look_after_impaired(&mut self) {
         let Some(node) = self.impaired else { return };
+        let current = self.controller.current();
         let id = self.nodes[node].member.node;
-        let is_member = self.controller.current().members().any(|m| m.node == id);
+        let leader = &self.nodes[self.index(current.leader.node)];
+        let serves = |r: &Replica| r.configuration() == current && r.check_read().is_ok();
         let disk = &self.nodes[node].disk;
-        let is_back = self.nodes[node].up
-            && self.nodes[node].replica.as_ref().is_some_and(|r| r.role() != Role::Refused)
+        let is_back = leader.replica.as_ref().is_some_and(serves)
+            && self.nodes[node].replica.is_some()
             && disk.is_whole()
-            && self.checks.has_all(disk.durable())
-            && self.links.iter().all(|((_, to), link)| *to != node || !link.dead);
-        if is_back || !is_member {
+            && disk.durable().last().map(|r| r.position) == leader.disk.live().last().map(|r| r.position)
+            && self.checks.has_all(disk.durable());
+        if is_back || current.members().all(|m| m.node != id) {
             self.impaired = None;
         }
     }
