@@ -8,18 +8,20 @@
 use super::{Executor, Shared};
 use crate::{
     clock, fatal,
-    kept::partitions,
     storage::{Job, ReadLog, RestoreError, Stream},
 };
 use kv_proto::{
     cluster_map::AckMode,
     error_code::{ErrorCode, WireError},
     ids::{ExecutorIndex, Lsn, NodeId, PartitionId},
-    replication::{Position, Record, TAKES_NOTHING},
+    replication::{Record, TAKES_NOTHING},
     stats::Role,
 };
 use kv_replication::replica::Event;
-use kv_storage::log::{batch_bytes, format::BLOCK_BYTES, gather::Gather, writer::Flushed};
+use kv_storage::{
+    kept::partitions,
+    log::{batch_bytes, format::BLOCK_BYTES, gather::Gather, writer::Flushed},
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -43,6 +45,8 @@ pub(super) struct Log {
     /// How many chunks were handed over, and how many are on disk.
     pub(super) sent: u64,
     pub(super) flushed: u64,
+    /// Reads of what is not on disk yet: whose, for whom, after which record.
+    reads: Vec<(PartitionId, NodeId, Lsn)>,
     /// `flushed` when it was last looked at, and how often it was found the same with something under way.
     seen: u64,
     unmoved: u32,
@@ -58,6 +62,7 @@ impl Log {
             under_way_bytes: 0,
             sent: 0,
             flushed: 0,
+            reads: Vec::new(),
             seen: 0,
             unmoved: 0,
         }
@@ -138,6 +143,9 @@ impl Executor {
         }
         for part in &flushed.parts {
             self.tell_flushed(part.partition);
+        }
+        for (id, to, after) in std::mem::take(&mut self.log.reads) {
+            self.read_log(id, to, after);
         }
         if flushed.sealed.is_some() {
             self.wakes.checkpoints.wake();
@@ -228,36 +236,21 @@ impl Executor {
     /// Has records read that a replica does not hold any more.
     pub(super) fn read_log(&mut self, id: PartitionId, to: NodeId, after: Lsn) {
         let Some(partition) = self.partition(id) else { return };
-        let places = if after < partition.kept.released.lsn {
-            Vec::new() // what follows it is in a checkpoint only
-        } else {
-            partition.kept.index.find(after.max(Lsn(1)), READ_BATCHES)
-        };
+        if !partition.kept.can_read(after) {
+            self.log.reads.push((id, to, after));
+            return;
+        }
+        let places = partition.kept.places(after, READ_BATCHES);
         let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };
         self.shared.storage.ask(Job::Read(read));
     }
 
     /// Records were read.
-    pub(super) fn handle_log_read(&mut self, read: &ReadLog, to: NodeId, mut records: BTreeMap<Lsn, Record>) {
+    pub(super) fn handle_log_read(&mut self, read: &ReadLog, to: NodeId, records: BTreeMap<Lsn, Record>) {
         let Some(partition) = self.partition(read.partition) else { return };
-        let released = partition.kept.released;
-        let previous = match records.get(&read.after) {
-            Some(record) => Some(record.position),
-            None if read.after == released.lsn => Some(released),
-            None => None,
-        };
-        let mut follow = Vec::new();
-        let mut next = read.after.next();
-        while let Some(record) = records.remove(&next) {
-            follow.push(record);
-            next = next.next();
-        }
-        let previous = previous.unwrap_or_else(|| {
-            follow.clear();
-            Position::default()
-        });
+        let (previous, records) = partition.kept.following(read.after, records);
         let id = read.partition;
-        self.give(clock::now(), id, Event::LogRead { to, previous, records: follow });
+        self.give(clock::now(), id, Event::LogRead { to, previous, records });
         self.touch(id);
     }
 

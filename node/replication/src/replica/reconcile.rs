@@ -166,6 +166,12 @@ impl Replica {
             return;
         }
         fetch.moves = true;
+        if records.is_empty() && previous != last {
+            fetch.stuck = Some(format!(
+                "{me} needs a copy of the table of follower {from}, whose log does not reach back so far"
+            ));
+            return;
+        }
         let end = records.last().map(|r| r.position);
         match self.log.take(epoch, previous, records, self.committed, true, out) {
             Taken::Contradiction(lsn) => {
@@ -181,11 +187,6 @@ impl Replica {
                 Some(end) if end < last => {
                     fetch.after = end;
                     fetch.ask(out);
-                }
-                None if previous != last => {
-                    fetch.stuck = Some(format!(
-                        "{me} needs a copy of the table of follower {from}, whose log does not reach back so far"
-                    ));
                 }
                 _ => {
                     leader.stage = Stage::Adopting(None);

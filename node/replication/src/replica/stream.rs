@@ -32,10 +32,20 @@ pub(super) struct Progress {
     last_heard: Instant64,
     /// Everything of the leader's log up to here is on its disk.
     pub(super) flushed: Lsn,
+    /// Whether it was sent what follows the base of the log on the guess that it has that, and whether it has not.
+    guess: Guess,
     /// Whether the log is being read for it.
     reading: bool,
     /// What was read and waits to be sent: the position before it, and the records.
     read: Option<(Position, VecDeque<Record>)>,
+}
+
+/// Whether a follower has the base of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guess {
+    None,
+    Made,
+    Wrong,
 }
 
 /// The way to a follower.
@@ -68,6 +78,7 @@ impl Progress {
             report: None,
             last_heard: now,
             flushed: Lsn(0),
+            guess: Guess::None,
             reading: false,
             read: None,
         }
@@ -89,6 +100,7 @@ impl Progress {
 
     pub(super) fn handle_lost(&mut self) {
         self.stream = Stream::Lost;
+        self.guess = Guess::None;
         self.report = None;
         self.read = None;
     }
@@ -140,7 +152,9 @@ impl Progress {
     }
 
     /// Begins to stream what it lacks by its report. If its last record is not in the log, it has the log at least as
-    /// far as it has applied it.
+    /// far as it has applied it, of which it knows only a part after a restart. It also has it as far as nobody was thought to
+    /// need it any more, unless it lost what it had acknowledged from memory. That is tried first: what is before it may be
+    /// in no log any more.
     pub(super) fn open(&mut self, report: Report, tail: &Tail) {
         let last = tail.last();
         (self.report, self.read) = (None, None);
@@ -151,7 +165,13 @@ impl Progress {
         } else if report.prepared > last || report.applied >= last.lsn {
             self.stream = Stream::Diverged;
         } else {
-            self.stream = Stream::Open { next: report.applied.next(), confirm: false };
+            let base = tail.base().lsn;
+            let guesses = self.guess != Guess::Wrong && (report.applied.next()..report.prepared.lsn).contains(&base);
+            let before = if guesses { base } else { report.applied };
+            if guesses {
+                self.guess = Guess::Made;
+            }
+            self.stream = Stream::Open { next: before.next(), confirm: guesses };
             self.flushed = report.applied;
         }
     }
@@ -162,6 +182,9 @@ impl Progress {
         let Stream::Open { next, .. } = &mut self.stream else { return };
         if tail.position_at(prepared.lsn) != Some(prepared) {
             self.stream = Stream::Asked;
+            if self.guess == Guess::Made {
+                self.guess = Guess::Wrong;
+            }
         } else if prepared.lsn < *next {
             *next = prepared.lsn.next();
         }

@@ -1,11 +1,15 @@
 //! What must hold after every step of the simulation, whatever happened before.
 
-use crate::disk::Disk;
+use crate::{
+    disk::Disk,
+    writes::{number, record_of},
+};
 use kv_proto::{
     ids::{Epoch, Lsn},
     replication::{Position, Record},
 };
 use kv_replication::replica::{LogEntry, Replica};
+use kv_storage::table::Table;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) type Verdict = Result<(), String>;
@@ -13,11 +17,6 @@ pub(crate) type Verdict = Result<(), String>;
 /// A violation, unless it holds.
 pub(crate) fn ensure(holds: bool, violation: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err(violation()) }
-}
-
-/// The write that a record is.
-pub(crate) fn number(record: &Record) -> u64 {
-    u64::from_le_bytes(record.payload[..].try_into().expect("8 bytes"))
 }
 
 /// A record that somebody applied.
@@ -35,6 +34,8 @@ pub(crate) struct Checks {
     /// What was applied anywhere, by LSN.
     history: Vec<Committed>,
     by_position: BTreeMap<Position, u64>,
+    /// The digest of the table of who applied everything up to here.
+    digests: BTreeMap<Position, u64>,
     /// Who led each epoch, and in which of its lives.
     leaders: BTreeMap<Epoch, (usize, u32)>,
     refused: BTreeSet<u64>,
@@ -51,6 +52,7 @@ impl Checks {
             all: (1 << nodes) - 1,
             history: Vec::new(),
             by_position: BTreeMap::new(),
+            digests: BTreeMap::from([(Position::default(), Table::default().digest())]),
             leaders: BTreeMap::new(),
             refused: BTreeSet::new(),
             crashed: BTreeMap::new(),
@@ -61,11 +63,6 @@ impl Checks {
     /// In how many epochs somebody served.
     pub(crate) fn epochs_served(&self) -> u64 {
         self.leaders.len() as u64
-    }
-
-    /// How many records were applied by somebody.
-    pub(crate) fn committed(&self) -> usize {
-        self.history.len()
     }
 
     /// Whether a write may be lost: its only copies may have been in the memory of nodes that all crashed since.
@@ -85,12 +82,39 @@ impl Checks {
         self.spoke[node] = self.spoke[node].max(epoch);
     }
 
+    /// A node has another disk: as a member it is another one.
+    pub(crate) fn forget(&mut self, node: usize) {
+        self.spoke[node] = Epoch(0);
+    }
+
     pub(crate) fn crash(&mut self, node: usize) {
         self.crashed.values_mut().for_each(|crashed| *crashed |= 1 << node);
     }
 
-    /// A node found this on its disk.
-    pub(crate) fn restore(&self, node: usize, epoch: Epoch, applied: &[Record]) -> Verdict {
+    /// What was applied by somebody, and cannot be lost.
+    pub(crate) fn committed_records(&self) -> Vec<Record> {
+        self.history.iter().map(|c| record_of(c.position, c.number)).collect()
+    }
+
+    /// Whether a log has everything that is committed.
+    pub(crate) fn has_all(&self, log: &[Record]) -> bool {
+        let same = log.iter().zip(&self.history).all(|(record, committed)| record.position == committed.position);
+        same && log.len() >= self.history.len()
+    }
+
+    /// Equal tables where the same was applied.
+    fn table(&mut self, node: usize, applied: Position, digest: u64) -> Verdict {
+        let other = *self.digests.entry(applied).or_insert(digest);
+        ensure(other == digest, || format!("node {node} has another table than others at {applied}"))
+    }
+
+    /// A node found this on its disk, and this table, which has all of `applied`.
+    pub(crate) fn restore(&mut self, node: usize, epoch: Epoch, applied: &[Record], digest: u64) -> Verdict {
+        let end = applied.last().map(|r| r.position).unwrap_or_default();
+        ensure(self.digests.contains_key(&end), || {
+            format!("node {node} has applied up to {end}, and nobody else has")
+        })?;
+        self.table(node, end, digest)?;
         ensure(epoch >= self.spoke[node], || {
             format!("node {node} spoke in epoch {} and came back in {epoch}", self.spoke[node])
         })?;
@@ -105,6 +129,7 @@ impl Checks {
         match entry {
             LogEntry::Record(record) => {
                 let number = number(record);
+                ensure(*record == record_of(record.position, number), || format!("{record:?} was never written"))?;
                 let other = *self.by_position.entry(record.position).or_insert(number);
                 ensure(other == number, || format!("{} is two records: {other} and {number}", record.position))
             }
@@ -117,8 +142,9 @@ impl Checks {
         }
     }
 
-    /// A node applies a record.
-    pub(crate) fn apply(&mut self, node: usize, record: &Record) -> Verdict {
+    /// A node applies a record, after which its table has this digest.
+    pub(crate) fn apply(&mut self, node: usize, record: &Record, digest: u64) -> Verdict {
+        self.table(node, record.position, digest)?;
         let (position, number) = (record.position, number(record));
         let at = position.lsn.0 as usize - 1;
         ensure(!self.refused.contains(&number), || format!("write {number} was refused and is applied"))?;

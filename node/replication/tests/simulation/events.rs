@@ -3,9 +3,10 @@
 use crate::{
     checks::{Verdict, ensure},
     disk::Disk,
-    world::{Link, World},
+    media::Fate,
+    world::{Link, Node, World},
 };
-use kv_proto::{control::Change, ids::Lsn};
+use kv_proto::{cluster_map::Configuration, control::Change, ids::Lsn, stats::Role};
 use kv_replication::replica::{LogEntry, Replica};
 use std::collections::VecDeque;
 
@@ -21,9 +22,10 @@ impl World {
             }
             7..10 => {
                 let unsynced = self.nodes[node].disk.unsynced() as u64;
-                if self.nodes[node].up && unsynced > 0 {
+                if unsynced > 0 {
                     let count = 1 + self.below(unsynced) as usize;
-                    self.nodes[node].disk.sync(count);
+                    let fate = if self.below(12) == 0 { Fate::Full } else { Fate::Well };
+                    self.nodes[node].disk.write(count, fate);
                     // A crash may come before the log can say so.
                     if self.below(4) > 0 {
                         self.tell_flushed(node)?;
@@ -35,7 +37,7 @@ impl World {
                 self.deliver(node, other)?;
                 self.deliver(other, node)?;
             }
-            21..23 => {
+            21 => {
                 let millis = self.below(400);
                 self.pass(millis)?;
             }
@@ -45,8 +47,14 @@ impl World {
                 self.hear(node, other, letter)?;
             }
             31 => self.connect(node, other)?,
+            22 | 32 | 33 => self.keep_short(node),
             34 if self.below(2 * self.plan.calm) == 0 => self.crash(node),
-            34 => self.start(node),
+            34 => {
+                if self.plan.harmful && self.below(3) == 0 {
+                    self.harm(node)?;
+                }
+                self.start(node);
+            }
             35 => self.answer_read(node)?,
             36 => self.decide_one(),
             37 => {
@@ -82,12 +90,57 @@ impl World {
                 self.send(from, to)?;
                 self.deliver(from, to)?;
             }
-            let count = self.nodes[from].disk.unsynced();
-            if self.nodes[from].up && self.below(2) == 0 {
-                self.sync(from, count)?;
+            if self.below(2) == 0 {
+                self.sync_all(from)?;
+            }
+            if self.below(4) == 0 {
+                self.keep_short(from);
             }
         }
         Ok(())
+    }
+
+    /// The next thing that keeps a node's log short.
+    fn keep_short(&mut self, node: usize) {
+        // Who lost what was in memory only needs it from a log, as long as no replica can be sent a copy of a table.
+        let log = self.nodes[node].disk.live();
+        let has_all = |other: &Node| match &self.nodes[node].disk.process {
+            Some(process) => {
+                let applied = process.applied.lsn.0 as usize;
+                other.disk.durable().get(..applied) == Some(&log[..applied])
+            }
+            None => false,
+        };
+        if !self.plan.durable && !self.nodes.iter().all(has_all) {
+            return;
+        }
+        let node = &mut self.nodes[node];
+        if let Some(replica) = node.replica.as_ref().filter(|r| r.role() != Role::Refused) {
+            node.disk.keep_short(replica.configuration(), replica.committed(), &mut self.random);
+        }
+    }
+
+    /// A person puts another in the place of a leader that takes no part, or leaves out a follower that does not.
+    fn repair(&mut self) {
+        let current = self.controller.current().clone();
+        let refuses = |node: &Node| node.replica.as_ref().is_some_and(|r| r.role() == Role::Refused);
+        for (at, node) in self.nodes.iter().enumerate() {
+            let id = node.member.node;
+            if !refuses(node) || node.replica.as_ref().is_some_and(|r| r.configuration() != &current) {
+                continue;
+            }
+            let change = if current.leader.node == id {
+                let mut rest = current.in_sync.iter().copied();
+                let Some(follower) = rest.next() else { continue };
+                Change::Takeover { follower, in_sync: rest.collect() }
+            } else if let Some(member) = current.in_sync.iter().find(|m| m.node == id) {
+                Change::Drop { leader: current.leader, followers: vec![*member] }
+            } else {
+                continue;
+            };
+            assert_eq!(self.impaired, Some(at), "who refuses its role has a reason");
+            return self.decide(current.epoch, change);
+        }
     }
 
     /// A person, who sees everything, puts another in the place of a leader that is down and cannot lead on in its epoch;
@@ -98,6 +151,10 @@ impl World {
         let (epoch, leader) = (current.epoch, current.leader);
         let at = self.index(leader.node);
         let begun = |disk: &Disk| disk.epoch() == epoch;
+        if self.impaired.is_some() && self.below(2) == 0 {
+            self.repair();
+            return Ok(());
+        }
         // Where memory is enough, who may have lost what is known only as long as the members stay the same.
         let what = if self.plan.durable { self.below(6) } else { 2 };
         if what > 0 && self.nodes[at].up && begun(&self.nodes[at].disk) && self.below(2) == 0 {
@@ -108,21 +165,22 @@ impl World {
         let follower = current.in_sync.get(chosen % current.in_sync.len().max(1)).copied();
         let rest = current.in_sync.iter().copied().filter(|m| Some(*m) != follower);
         match (what, follower) {
-            (0, Some(follower)) => self.controller.decide(epoch, Change::Drop { leader, followers: vec![follower] }),
+            (0, Some(follower)) => self.decide(epoch, Change::Drop { leader, followers: vec![follower] }),
             (1, Some(follower)) if is_over => {
                 let in_sync = rest.take(self.below(2) as usize).collect();
-                self.controller.decide(epoch, Change::Takeover { follower, in_sync });
+                self.decide(epoch, Change::Takeover { follower, in_sync });
             }
             (2, Some(to)) if is_over => {
                 let in_sync = rest.chain([leader]).collect();
-                self.controller.decide(epoch, Change::Handoff { leader, to, in_sync });
+                self.decide(epoch, Change::Handoff { leader, to, in_sync });
             }
             (3.., _) if is_over => {
-                let outside = (0..self.nodes.len()).find(|n| !current.is_member(self.nodes[*n].member));
+                let outside =
+                    (0..self.nodes.len()).find(|n| current.members().all(|m| m.node != self.nodes[*n].member.node));
                 if let Some(learner) = outside {
-                    self.catch_up(learner, at)?;
+                    self.catch_up(learner, &current)?;
                     let learner = self.nodes[learner].member;
-                    self.controller.decide(epoch, Change::Add { leader, learner });
+                    self.decide(epoch, Change::Add { leader, learner });
                 }
             }
             _ => {}
@@ -151,7 +209,7 @@ impl World {
             return Ok(());
         }
         let follower = others.swap_remove(second % others.len());
-        self.controller.decide(epoch, Change::Takeover { follower, in_sync: others });
+        self.decide(epoch, Change::Takeover { follower, in_sync: others });
         let second = self.index(follower.node);
         for _ in 0..60 {
             self.work()?;
@@ -160,9 +218,11 @@ impl World {
         self.crash(second);
         let (epoch, now_leads) = (self.controller.current().epoch, self.controller.current().leader);
         let begun = self.nodes[second].disk.epoch() == epoch;
-        if now_leads == follower && begun && !self.controller.current().is_member(leader) {
-            self.catch_up(first, second)?;
-            self.controller.decide(epoch, Change::Add { leader: follower, learner: leader });
+        let current = self.controller.current().clone();
+        if now_leads == follower && begun && current.members().all(|m| m.node != leader.node) {
+            self.catch_up(first, &current)?;
+            let leader = self.nodes[first].member;
+            self.decide(epoch, Change::Add { leader: follower, learner: leader });
         }
         // What is streamed to cure that is lost in part.
         for _ in 0..self.below(40) {
@@ -182,18 +242,26 @@ impl World {
                 self.propose(node, number)?;
             }
         }
-        let count = self.below(self.nodes[node].disk.unsynced() as u64 + 1) * self.below(2);
-        let count = count as usize;
-        if self.nodes[node].up { self.sync(node, count) } else { Ok(()) }
+        let unsynced = self.nodes[node].disk.unsynced() as u64;
+        let count = self.below(unsynced + 1) * self.below(2);
+        self.sync(node, count as usize)
     }
 
-    /// Brings everything that is committed onto the disk of a node that is no member. What else it has stays, unless it
-    /// stands in the way.
-    fn catch_up(&mut self, node: usize, leader: usize) -> Verdict {
+    /// Brings everything that is committed onto the disk of a node that is no member, or onto an empty one in its place if it
+    /// is damaged. What else it has stays, unless it stands in the way.
+    fn catch_up(&mut self, node: usize, current: &Configuration) -> Verdict {
         self.crash(node);
-        let committed = self.nodes[leader].disk.durable()[..self.checks.committed()].to_vec();
-        for record in committed {
-            let (lsn, log) = (record.position.lsn, self.nodes[node].disk.durable());
+        self.open(node)?;
+        if !self.nodes[node].disk.is_whole() {
+            self.replace_disk(node);
+            self.open(node)?;
+        }
+        // What it takes part in is older than what it learns when it is a member.
+        if self.nodes[node].disk.configuration().is_none_or(|c| c.epoch < current.epoch) {
+            self.nodes[node].disk.append(LogEntry::Configuration(current.clone()), Lsn(0));
+        }
+        for record in self.checks.committed_records() {
+            let (lsn, log) = (record.position.lsn, self.nodes[node].disk.live());
             match log.get(lsn.0 as usize - 1) {
                 Some(here) if here.position == record.position => continue,
                 Some(_) => {
@@ -203,11 +271,11 @@ impl World {
                 }
                 None => {}
             }
-            let disk = &mut self.nodes[node].disk;
-            disk.append(LogEntry::Record(record), Lsn(0));
-            disk.sync(disk.unsynced());
+            self.nodes[node].disk.append(LogEntry::Record(record), Lsn(0));
+            self.nodes[node].disk.hand_over();
         }
-        self.nodes[node].disk.crash(0);
+        self.nodes[node].disk.write_all();
+        self.nodes[node].disk.crash(true, &mut self.random);
         Ok(())
     }
 
@@ -216,7 +284,7 @@ impl World {
         for _ in 0..millis / 50 {
             self.pass(50)?;
             self.controller.proposals.drain(..).collect::<Vec<_>>().into_iter().for_each(|proposal| {
-                self.controller.decide(proposal.epoch, proposal.change);
+                self.decide(proposal.epoch, proposal.change);
             });
             let current = self.controller.current().clone();
             for node in 0..self.nodes.len() {
@@ -233,10 +301,11 @@ impl World {
                         self.deliver(node, other)?;
                     }
                 }
-                while !self.nodes[node].reads.is_empty() {
+                self.sync_all(node)?;
+                for _ in 0..self.nodes[node].reads.len() {
                     self.answer_read(node)?;
                 }
-                self.sync(node, self.nodes[node].disk.unsynced())?;
+                self.keep_short(node);
             }
             self.check()?;
         }
@@ -253,10 +322,19 @@ impl World {
                 self.disconnect(from, to)?;
             }
         }
+        if self.impaired.is_some() {
+            self.run_well(1_000)?;
+            self.repair();
+        }
         self.run_well(4_000)?;
         let leader = self.index(self.controller.current().leader.node);
         let replica = self.nodes[leader].replica.as_ref().ok_or("no leader in the end")?;
         let trouble = replica.trouble(self.now);
+        if !self.plan.durable && trouble.as_ref().is_some_and(|t| t.contains("needs a copy of the table")) {
+            // It lost from memory what is in no log any more, and there are no copies yet.
+            self.coverage.needs_copy += 1;
+            return Ok(());
+        }
         ensure(replica.check_write(self.now).is_ok() && trouble.is_none(), || {
             format!("node {leader} does not serve in the end: {trouble:?}")
         })?;
@@ -269,6 +347,7 @@ impl World {
             let node = self.index(member.node);
             self.checks.settled(node, self.nodes[node].replica.as_ref().ok_or("a member is gone in the end")?)?;
         }
+        (0..self.nodes.len()).for_each(|node| self.note_upkeep(node));
         Ok(())
     }
 }

@@ -2,19 +2,23 @@
 //! with them.
 
 use crate::{
-    checks::{Checks, Verdict},
+    checks::{Checks, Verdict, ensure},
     controller::Controller,
-    disk::Disk,
+    disk::{Disk, DiskRules, Harm, PARTITION},
+    media::Fate,
+    random::Random,
+    writes::write_of,
 };
 use kv_proto::{
     cluster_map::Configuration,
-    ids::{DiskId, Epoch, Lsn, Member, NodeId, PartitionId},
+    control::Change,
+    ids::{DiskId, Epoch, Lsn, Member, NodeId},
     replication::PeerBody,
     stats::Role,
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Action, Actions, Event, LogEntry, Options, Outcome, Replica, Token, rules::Rules},
+    replica::{Action, Actions, Event, LogEntry, Options, Outcome, Replica, Restored, Token, rules::Rules},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -38,6 +42,43 @@ pub(crate) struct Coverage {
     pub(crate) reads: u64,
     pub(crate) gaps: u64,
     pub(crate) unknown: u64,
+    pub(crate) checkpoints: u64,
+    pub(crate) copies: u64,
+    /// Segments that were let go.
+    pub(crate) gone: u64,
+    /// Batches that were written by a process that ended before they were synced.
+    pub(crate) torn: u64,
+    /// Bits that were turned around, and what came of it.
+    pub(crate) flipped: u64,
+    pub(crate) cut_short: u64,
+    pub(crate) faulty: u64,
+    pub(crate) wiped: u64,
+    /// Runs that end with a replica that needs a copy of the table.
+    pub(crate) needs_copy: u64,
+}
+
+impl Coverage {
+    pub(crate) fn counts(self) -> [u64; 15] {
+        let Coverage { acknowledged, served, cuts, fetches, reads, gaps, unknown, .. } = self;
+        let Coverage { checkpoints, copies, gone, torn, flipped, cut_short, faulty, wiped, .. } = self;
+        [
+            acknowledged,
+            served,
+            cuts,
+            fetches,
+            reads,
+            gaps,
+            unknown,
+            checkpoints,
+            copies,
+            gone,
+            torn,
+            flipped,
+            cut_short,
+            faulty,
+            wiped,
+        ]
+    }
 }
 
 impl std::ops::AddAssign for Coverage {
@@ -49,6 +90,15 @@ impl std::ops::AddAssign for Coverage {
         self.reads += other.reads;
         self.gaps += other.gaps;
         self.unknown += other.unknown;
+        self.checkpoints += other.checkpoints;
+        self.copies += other.copies;
+        self.gone += other.gone;
+        self.torn += other.torn;
+        self.flipped += other.flipped;
+        self.cut_short += other.cut_short;
+        self.faulty += other.faulty;
+        self.wiped += other.wiped;
+        self.needs_copy += other.needs_copy;
     }
 }
 
@@ -65,15 +115,19 @@ pub(crate) struct Plan {
     pub(crate) calm: u64,
     /// How rare it is that everything goes well for a moment.
     pub(crate) sloppy: u64,
+    /// Whether disks are damaged and replaced.
+    pub(crate) harmful: bool,
     pub(crate) rules: Rules,
+    pub(crate) disk_rules: DiskRules,
 }
 
 impl Plan {
-    pub(crate) fn of(seed: u64, rules: Rules) -> Self {
+    pub(crate) fn of(seed: u64, rules: Rules, disk_rules: DiskRules) -> Self {
         let durable = !seed.is_multiple_of(3);
         let calm = [2, 4, 8, 16][(seed / 8 % 4) as usize];
         let sloppy = [1, 3, 9][(seed / 4 % 3) as usize];
-        Plan { seed, nodes: 2 + (seed % 2) as usize, durable, intervene: seed % 5 > 1, calm, sloppy, rules }
+        let (intervene, harmful) = (seed % 5 > 1, durable && seed / 2 % 7 < 3);
+        Plan { seed, nodes: 2 + (seed % 2) as usize, durable, intervene, calm, sloppy, harmful, rules, disk_rules }
     }
 }
 
@@ -100,7 +154,7 @@ pub(crate) struct Link {
 pub(crate) struct World {
     pub(crate) plan: Plan,
     options: Options,
-    random: u64,
+    pub(crate) random: Random,
     pub(crate) now: Instant64,
     pub(crate) nodes: Vec<Node>,
     pub(crate) controller: Controller,
@@ -109,7 +163,10 @@ pub(crate) struct World {
     /// What was on connections that are gone and may still arrive.
     pub(crate) late: BTreeMap<(usize, usize), VecDeque<Letter>>,
     pub(crate) checks: Checks,
-    coverage: Coverage,
+    /// A member of whose disk something is missing.
+    pub(crate) impaired: Option<usize>,
+    disks: u128,
+    pub(crate) coverage: Coverage,
 }
 
 impl World {
@@ -117,34 +174,32 @@ impl World {
         let member = |i| Member { node: NodeId::new(&format!("n{i}")).expect("a name"), disk: DiskId(1) };
         let node = |i| Node {
             member: member(i),
-            disk: Disk::default(),
+            disk: Disk::new(member(i), plan.disk_rules, 6 + (plan.seed % 5) as usize),
             up: true,
             life: 0,
             replica: None,
             reads: VecDeque::new(),
         };
         let (rules, grace) = (plan.rules, Duration::from_millis(100 * (plan.seed / 32 % 4)));
-        let message_bytes = [80, 220][(plan.seed / 16 % 2) as usize];
+        let message_bytes = [120, 400][(plan.seed / 16 % 2) as usize];
         World {
             options: Options { max_pending_records: 8, message_bytes, grace, rules, ..Options::default() },
-            random: plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            random: Random::new(plan.seed),
             now: Instant64(0),
             nodes: (0..plan.nodes).map(node).collect(),
             controller: Controller::new(member(0), (1..plan.nodes).map(member).collect()),
             links: BTreeMap::new(),
             late: BTreeMap::new(),
             checks: Checks::new(plan.durable, plan.nodes),
+            impaired: None,
+            disks: 1,
             coverage: Coverage::default(),
             plan,
         }
     }
 
-    /// xorshift64: the tests need a sequence that a seed fixes, not a good one.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) % bound
+        self.random.below(bound)
     }
 
     pub(crate) fn coverage(&self) -> Coverage {
@@ -183,13 +238,17 @@ impl World {
                     self.nodes[node].reads.push_back((to, after));
                 }
                 Action::Propose(change) => self.controller.propose(configuration.epoch, change),
-                Action::Apply(record) => self.checks.apply(node, &record)?,
+                Action::Apply(record) => {
+                    let digest = self.nodes[node].disk.apply(&record);
+                    self.checks.apply(node, &record, digest)?;
+                }
                 Action::Reply { token, outcome } if token.0 < BARRIERS => match outcome {
                     Outcome::Committed => {
                         self.coverage.acknowledged += 1;
                         let members: Vec<_> = configuration
                             .members()
                             .map(|m| self.index(m.node))
+                            .filter(|i| self.impaired != Some(*i))
                             .map(|i| (i, &self.nodes[i].disk))
                             .collect();
                         self.checks.acknowledge(token.0, &members)?;
@@ -219,26 +278,36 @@ impl World {
                 }
             }
         }
+        if appended {
+            self.nodes[node].disk.hand_over();
+        }
         if appended && !self.plan.durable { self.tell_flushed(node) } else { Ok(()) }
     }
 
-    /// Syncs some entries of a node.
+    /// Writes and syncs some of what a node has appended.
     pub(crate) fn sync(&mut self, node: usize, count: usize) -> Verdict {
-        self.nodes[node].disk.sync(count);
+        self.nodes[node].disk.write(count, Fate::Well);
+        self.tell_flushed(node)
+    }
+
+    pub(crate) fn sync_all(&mut self, node: usize) -> Verdict {
+        while self.nodes[node].disk.unsynced() > 0 {
+            self.sync(node, usize::MAX)?;
+        }
         self.tell_flushed(node)
     }
 
     pub(crate) fn tell_flushed(&mut self, node: usize) -> Verdict {
-        let disk = &self.nodes[node].disk;
-        let entries = if self.plan.durable { disk.flushed_entries() } else { disk.replicated_entries() };
-        self.give(node, Event::Flushed { entries })
+        match self.nodes[node].disk.take_news(!self.plan.durable) {
+            Some(entries) => self.give(node, Event::Flushed { entries }),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn connect(&mut self, from: usize, to: usize) -> Verdict {
-        let leads = self.nodes[from]
-            .replica
-            .as_ref()
-            .is_some_and(|r| r.role() == Role::Leader && r.configuration().in_sync.contains(&self.nodes[to].member));
+        let leads = self.nodes[from].replica.as_ref().is_some_and(|r| {
+            r.role() == Role::Leader && r.configuration().in_sync.iter().any(|m| m.node == self.nodes[to].member.node)
+        });
         if !leads || !self.nodes[to].up || self.links.contains_key(&(from, to)) {
             return Ok(());
         }
@@ -282,6 +351,14 @@ impl World {
 
     pub(crate) fn hear(&mut self, from: usize, to: usize, letter: Option<Letter>) -> Verdict {
         let Some((epoch, body)) = letter else { return Ok(()) };
+        if std::env::var_os("KV_SIM_TRACE").is_some() {
+            let t = format!("{body:?}");
+            println!(
+                "TR {} {from}->{to} e{epoch} {}",
+                self.now.0 / 1000000,
+                t.replace('\n', " ").chars().take(400).collect::<String>()
+            );
+        }
         self.give(to, Event::Message { from: self.nodes[from].member.node, epoch, body })
     }
 
@@ -294,7 +371,11 @@ impl World {
 
     pub(crate) fn answer_read(&mut self, node: usize) -> Verdict {
         let Some((to, after)) = self.nodes[node].reads.pop_front() else { return Ok(()) };
-        let (previous, records) = self.nodes[node].disk.read(after, 3);
+        if !self.nodes[node].disk.can_read(after) {
+            self.nodes[node].reads.push_back((to, after));
+            return Ok(());
+        }
+        let (previous, records) = self.nodes[node].disk.read(after);
         self.give(node, Event::LogRead { to, previous, records })
     }
 
@@ -303,8 +384,15 @@ impl World {
             return;
         }
         self.checks.crash(node);
-        let lost = self.below(self.nodes[node].disk.unsynced() as u64 + 1) as usize;
-        self.nodes[node].disk.crash(lost);
+        let unsynced = self.nodes[node].disk.unsynced() as u64;
+        if unsynced > 0 && self.below(2) == 0 {
+            let count = 1 + self.below(unsynced) as usize;
+            self.nodes[node].disk.write(count, Fate::Fails);
+            self.coverage.torn += 1;
+        }
+        let power = self.below(2) == 0;
+        self.note_upkeep(node);
+        self.nodes[node].disk.crash(power, &mut self.random);
         self.nodes[node].replica = None;
         self.nodes[node].reads.clear();
         self.late.retain(|(_, to), _| *to != node);
@@ -316,6 +404,15 @@ impl World {
             if !link.dead {
                 self.late.entry((from, to)).or_default().extend(link.there);
             }
+        }
+    }
+
+    pub(crate) fn note_upkeep(&mut self, node: usize) {
+        if let Some(process) = &mut self.nodes[node].disk.process {
+            let upkeep = &mut process.upkeep;
+            self.coverage.checkpoints += std::mem::take(&mut upkeep.checkpoints);
+            self.coverage.copies += std::mem::take(&mut upkeep.copies);
+            self.coverage.gone += std::mem::take(&mut upkeep.gone);
         }
     }
 
@@ -331,14 +428,26 @@ impl World {
         if !is_host || self.nodes[node].replica.is_some() {
             return self.give(node, Event::ConfigChanged(configuration));
         }
-        let restored = self.nodes[node].disk.restore();
-        let epoch = restored.configuration.as_ref().map(|c| c.epoch).unwrap_or_default();
-        let applied = restored.applied.lsn.0 as usize;
-        self.checks.restore(node, epoch, &self.nodes[node].disk.durable()[..applied])?;
+        let restored = self.open(node)?;
         let (mut actions, me) = (Actions::new(), self.nodes[node].member);
-        let replica = Replica::new(PartitionId(0), me, configuration, restored, self.options, self.now, &mut actions);
+        let replica = Replica::new(PARTITION, me, configuration, restored, self.options, self.now, &mut actions);
         self.nodes[node].replica = Some(replica);
         self.carry_out(node, actions)
+    }
+
+    /// The log of a node is opened, with what its disk has.
+    pub(crate) fn open(&mut self, node: usize) -> Result<Restored, String> {
+        let disk = &mut self.nodes[node].disk;
+        let restored = disk.open()?;
+        if disk.faulty {
+            self.coverage.faulty += 1;
+            return Ok(restored);
+        }
+        let epoch = restored.configuration.as_ref().map(|c| c.epoch).unwrap_or_default();
+        let applied = &disk.durable()[..restored.applied.lsn.0 as usize];
+        let digest = disk.process.as_ref().expect("it was opened").table.digest();
+        self.checks.restore(node, epoch, applied, digest)?;
+        Ok(restored)
     }
 
     pub(crate) fn pass(&mut self, millis: u64) -> Verdict {
@@ -367,8 +476,8 @@ impl World {
 
     pub(crate) fn propose(&mut self, node: usize, number: u64) -> Verdict {
         self.checks.propose(number);
-        let payload = number.to_le_bytes().as_slice().into();
-        self.give(node, Event::ClientWrite { payload, operation_id: None, token: Token(number) })
+        let (payload, operation_id) = write_of(number);
+        self.give(node, Event::ClientWrite { payload, operation_id, token: Token(number) })
     }
 
     pub(crate) fn decide_one(&mut self) {
@@ -379,7 +488,7 @@ impl World {
             // Carried out, lost, or carried out and repeated.
             let fate = self.below(8);
             if fate != 0 {
-                self.controller.decide(proposal.epoch, proposal.change);
+                self.decide(proposal.epoch, proposal.change);
             }
             if fate < 6 {
                 self.controller.proposals.swap_remove(at);
@@ -387,12 +496,84 @@ impl World {
         }
     }
 
+    /// The controller decides, unless a person sees that nobody who has everything would be left.
+    pub(crate) fn decide(&mut self, epoch: Epoch, change: Change) {
+        let members = self.controller.configurations.len();
+        self.controller.decide(epoch, change);
+        let whole = |m: Member| {
+            let at = self.index(m.node);
+            self.nodes[at].member == m && self.impaired != Some(at)
+        };
+        if !self.controller.current().members().any(whole) {
+            self.controller.configurations.truncate(members);
+        }
+    }
+
+    /// Something happens to the disk of a node that is down, if the other members have everything.
+    pub(crate) fn harm(&mut self, node: usize) -> Verdict {
+        let current = self.controller.current();
+        let (me, id) = (self.nodes[node].member, self.nodes[node].member.node);
+        let is_member = current.members().any(|m| m.node == id);
+        let others: Vec<_> = current.members().filter(|m| m.node != id).map(|m| self.index(m.node)).collect();
+        let whole = others.iter().all(|i| self.checks.has_all(self.nodes[*i].disk.durable()));
+        let harmed = self.nodes[node].disk.faulty || !self.nodes[node].disk.is_whole();
+        if self.nodes[node].up || harmed || self.impaired.is_some() || is_member && (others.is_empty() || !whole) {
+            return Ok(());
+        }
+        if self.below(3) == 0 {
+            self.replace_disk(node);
+            self.coverage.wiped += 1;
+        } else {
+            let harm = self.nodes[node].disk.damage(&mut self.random)?;
+            self.coverage.flipped += 1;
+            self.coverage.cut_short += u64::from(harm == Harm::Cut);
+            if harm == Harm::None {
+                return Ok(());
+            }
+        }
+        if self.controller.current().is_member(me) {
+            self.impaired = Some(node);
+        }
+        Ok(())
+    }
+
+    /// A node has an empty disk from now on.
+    pub(crate) fn replace_disk(&mut self, at: usize) {
+        self.disks += 1;
+        let (disk, node) = (DiskId(self.disks), &mut self.nodes[at]);
+        node.member.disk = disk;
+        node.disk = node.disk.replacement(node.member);
+        self.checks.forget(at);
+    }
+
+    /// Whether what was missing is there again, and nobody believes otherwise because of what was said before.
+    fn look_after_impaired(&mut self) {
+        let Some(node) = self.impaired else { return };
+        let id = self.nodes[node].member.node;
+        let is_member = self.controller.current().members().any(|m| m.node == id);
+        let disk = &self.nodes[node].disk;
+        let is_back = self.nodes[node].up
+            && self.nodes[node].replica.as_ref().is_some_and(|r| r.role() != Role::Refused)
+            && disk.is_whole()
+            && self.checks.has_all(disk.durable())
+            && self.links.iter().all(|((_, to), link)| *to != node || !link.dead);
+        if is_back || !is_member {
+            self.impaired = None;
+        }
+    }
+
     pub(crate) fn check(&mut self) -> Verdict {
+        self.look_after_impaired();
         for (at, node) in self.nodes.iter().enumerate() {
             let Some(replica) = &node.replica else { continue };
+            if node.disk.faulty {
+                ensure(replica.role() == Role::Refused, || format!("node {at} is damaged and takes part"))?;
+                continue;
+            }
             self.checks.replica(at, replica, &node.disk)?;
             if replica.check_read().is_ok() {
                 let members = replica.configuration().members().map(|m| self.index(m.node));
+                let members = members.filter(|i| self.impaired != Some(*i));
                 let members: Vec<_> =
                     members.map(|i| (i, &self.nodes[i].disk, self.nodes[i].replica.as_ref())).collect();
                 self.checks.leader((at, node.life), replica, &members)?;

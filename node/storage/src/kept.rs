@@ -4,19 +4,20 @@
 //! * A replica is told of its entries in their order, and of no entry twice.
 //! * It is told that a configuration or a cut is on disk only when it is, whatever writes wait for.
 
-use kv_proto::{
-    ids::{Lsn, PartitionId},
-    replication::Position,
-};
-use kv_replication::replica::LogEntry;
-use kv_storage::log::{
+use crate::log::{
     gather::Part,
     index::{Index, Place},
 };
+use kv_proto::{
+    ids::{Epoch, Lsn, PartitionId},
+    replication::{Position, Record},
+};
+use kv_replication::replica::LogEntry;
+use std::collections::BTreeMap;
 
 /// What is kept of a partition.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
+pub struct Kept {
     /// Entries that the replica appended since it was made.
     appended: u64,
     /// How many of them are on disk.
@@ -26,25 +27,25 @@ pub(crate) struct Kept {
     /// How many the replica was told of.
     told: u64,
     /// The last record that is on disk.
-    pub(crate) last_on_disk: Lsn,
+    pub last_on_disk: Lsn,
     /// Whether its state is on disk in this generation.
-    pub(crate) adopted: bool,
+    pub adopted: bool,
     /// Where the newest published checkpoint starts.
-    pub(crate) released: Position,
+    pub released: Position,
     /// Bytes that this checkpoint takes.
-    pub(crate) checkpoint_bytes: u64,
+    pub checkpoint_bytes: u64,
     /// Where the records stand that no checkpoint has.
-    pub(crate) index: Index,
+    pub index: Index,
 }
 
 impl Kept {
     /// What was restored: everything up to `last` is on disk.
-    pub(crate) fn new(released: Position, last: Lsn, index: Index) -> Self {
+    pub fn new(released: Position, last: Lsn, index: Index) -> Self {
         Kept { last_on_disk: last, released, index, ..Kept::default() }
     }
 
     /// The replica appended an entry.
-    pub(crate) fn handle_append(&mut self, entry: &LogEntry) {
+    pub fn handle_append(&mut self, entry: &LogEntry) {
         self.appended += 1;
         if !matches!(entry, LogEntry::Record(_)) {
             self.barrier = self.appended;
@@ -52,7 +53,7 @@ impl Kept {
     }
 
     /// A batch with entries of the partition is on disk.
-    pub(crate) fn handle_flushed(&mut self, part: &Part) {
+    pub fn handle_flushed(&mut self, part: &Part) {
         self.on_disk += part.entries;
         self.last_on_disk = part.last.lsn;
         if let Some(from) = part.voids {
@@ -61,39 +62,69 @@ impl Kept {
     }
 
     /// A batch with records of the partition stands here.
-    pub(crate) fn handle_place(&mut self, place: Place) {
+    pub fn handle_place(&mut self, place: Place) {
         if place.last > self.released.lsn {
             self.index.push(place);
         }
     }
 
     /// A checkpoint that starts here is published.
-    pub(crate) fn release(&mut self, start: Position, bytes: u64) {
+    pub fn release(&mut self, start: Position, bytes: u64) {
         (self.released, self.checkpoint_bytes) = (start, bytes);
         self.index.release(start.lsn);
     }
 
     /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
     /// for the disk.
-    pub(crate) fn take_news(&mut self, at_once: bool) -> Option<u64> {
+    pub fn take_news(&mut self, at_once: bool) -> Option<u64> {
         let upto = if at_once && self.on_disk >= self.barrier { self.appended } else { self.on_disk };
         (upto > self.told).then(|| {
             self.told = upto;
             upto
         })
     }
+
+    /// Whether what follows the record `after` can be read, of which at least one is committed. Where writes do not wait for the
+    /// disk it may not be there yet, and whoever needs it would be told that the log does not reach back so far.
+    pub fn can_read(&self, after: Lsn) -> bool {
+        self.last_on_disk > after
+    }
+
+    /// The first `batches` that have what follows the record `after`, and that record itself, if it has to be there.
+    pub fn places(&self, after: Lsn, batches: usize) -> Vec<Place> {
+        if after < self.released.lsn {
+            Vec::new() // what follows it is in a checkpoint only
+        } else {
+            self.index.find(after.max(Lsn(1)), batches)
+        }
+    }
+
+    /// Of what was read there: the records that follow `after`, and its position. If the log does not reach back so far, that
+    /// has no epoch, and no records follow.
+    pub fn following(&self, after: Lsn, mut records: BTreeMap<Lsn, Record>) -> (Position, Vec<Record>) {
+        let previous = match records.get(&after) {
+            Some(record) => record.position,
+            None if after == self.released.lsn => self.released,
+            None => return (Position { epoch: Epoch(0), lsn: after }, Vec::new()),
+        };
+        let mut follow = Vec::new();
+        while let Some(record) = records.remove(&Lsn(after.0 + 1 + follow.len() as u64)) {
+            follow.push(record);
+        }
+        (previous, follow)
+    }
 }
 
 /// Which partitions a chunk has entries of.
-pub(crate) fn partitions(parts: &[Part]) -> Vec<PartitionId> {
+pub fn partitions(parts: &[Part]) -> Vec<PartitionId> {
     parts.iter().map(|part| part.partition).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::{SegmentId, StreamId};
     use kv_proto::{ids::Epoch, replication::Record};
-    use kv_storage::log::{SegmentId, StreamId};
 
     fn part(entries: u64, last: u64) -> Part {
         Part {
@@ -139,5 +170,26 @@ mod tests {
         assert_eq!(kept.take_news(false), None, "it was told before");
         kept.handle_flushed(&part(1, 2));
         assert_eq!(kept.take_news(false), Some(3));
+    }
+    #[test]
+    fn what_is_not_in_the_log_any_more_is_said_of_the_record_that_was_asked_for() {
+        let at = |lsn| Position { epoch: Epoch(2), lsn: Lsn(lsn) };
+        let segment = SegmentId { stream: StreamId { generation: 1, executor: 0 }, number: 1 };
+        let mut kept = Kept::new(at(4), Lsn(7), Index::default());
+        kept.handle_place(Place { segment, offset: 0, first: Lsn(5), last: Lsn(7) });
+        let record = |lsn| (Lsn(lsn), Record { position: at(lsn), operation_id: None, payload: [].into() });
+        let read = |kept: &Kept, after| {
+            let found = kept.places(Lsn(after), 9).iter().flat_map(|p| p.first.0..=p.last.0).map(record).collect();
+            let (previous, records) = kept.following(Lsn(after), found);
+            (previous, records.iter().map(|r| r.position.lsn.0).collect::<Vec<_>>())
+        };
+        assert_eq!(read(&kept, 3), (Position { epoch: Epoch(0), lsn: Lsn(3) }, vec![]));
+        assert_eq!(read(&kept, 4), (at(4), vec![5, 6, 7]));
+        assert_eq!(read(&kept, 6), (at(6), vec![7]));
+        assert_eq!(read(&kept, 7), (at(7), vec![]));
+        kept.release(at(7), 0);
+        kept.handle_place(Place { segment, offset: 4096, first: Lsn(8), last: Lsn(9) });
+        assert_eq!(read(&kept, 6), (Position { epoch: Epoch(0), lsn: Lsn(6) }, vec![]));
+        assert_eq!(read(&kept, 7), (at(7), vec![8, 9]), "what a checkpoint starts at is known, and not in the log");
     }
 }
