@@ -33,7 +33,7 @@ pub(crate) struct Kept {
     pub(crate) released: Position,
     /// Bytes that this checkpoint takes.
     pub(crate) checkpoint_bytes: u64,
-    /// Where the records stand that no checkpoint has.
+    /// Where the records stand that the log has.
     pub(crate) index: Index,
 }
 
@@ -67,10 +67,15 @@ impl Kept {
         }
     }
 
-    /// A checkpoint that starts here is published.
+    /// A checkpoint that starts here is published. The records before it can be read as long as their segments are there: a
+    /// follower whose memory was ahead of its disk has to have them again.
     pub(crate) fn release(&mut self, start: Position, bytes: u64) {
         (self.released, self.checkpoint_bytes) = (start, bytes);
-        self.index.release(start.lsn);
+    }
+
+    /// Where the records stand that no checkpoint has.
+    pub(crate) fn unreleased(&self) -> Vec<Place> {
+        self.index.find(self.released.lsn.next(), usize::MAX)
     }
 
     /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
@@ -108,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_checkpoint_has_is_not_asked_of_the_log() {
+    fn what_a_checkpoint_has_is_not_copied_and_can_be_read() {
         let mut kept = Kept::default();
         let segment = |number| SegmentId { stream: StreamId { generation: 1, executor: 0 }, number };
         let place =
@@ -118,7 +123,8 @@ mod tests {
         assert_eq!((kept.released.lsn, kept.checkpoint_bytes), (Lsn(5), 100));
         kept.handle_place(place(2, 3, 4));
         kept.handle_place(place(2, 6, 7));
-        assert_eq!(kept.index.find(Lsn(0), usize::MAX), [place(2, 6, 7)]);
+        assert_eq!(kept.unreleased(), [place(2, 6, 7)]);
+        assert_eq!(kept.index.find(Lsn(4), 9), [place(1, 1, 5), place(2, 6, 7)]);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! microseconds, so that only nearly the same happens); `KV_KILL_ROUNDS` says how many rounds there are.
 
 use crate::{
-    common::{Cluster, Http, Process, runs, until},
+    common::{Cluster, Http, Process, runs, until, until_ok},
     ledger::{Fate, Key},
 };
 use hyper::{
@@ -268,7 +268,7 @@ fn audit(cluster: &Cluster, keys: &mut [Vec<Key>]) {
         let answer = cluster.send(Method::GET, &path(&format!("never-{i}")), &[], "");
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{answer:?}");
     }
-    until("all replicas agree", || cluster.replicas_agree().then_some(()));
+    until_ok("all replicas agree", || cluster.check_replicas());
 }
 
 /// Writes every key once more, until that is acknowledged.

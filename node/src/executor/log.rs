@@ -228,11 +228,7 @@ impl Executor {
     /// Has records read that a replica does not hold any more.
     pub(super) fn read_log(&mut self, id: PartitionId, to: NodeId, after: Lsn) {
         let Some(partition) = self.partition(id) else { return };
-        let places = if after < partition.kept.released.lsn {
-            Vec::new() // what follows it is in a checkpoint only
-        } else {
-            partition.kept.index.find(after.max(Lsn(1)), READ_BATCHES)
-        };
+        let places = partition.kept.index.find(after.max(Lsn(1)), READ_BATCHES);
         let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };
         self.shared.storage.ask(Job::Read(read));
     }
