@@ -34,7 +34,7 @@ pub struct Kept {
     pub released: Position,
     /// Bytes that this checkpoint takes.
     pub checkpoint_bytes: u64,
-    /// Where the records stand that no checkpoint has.
+    /// Where the records stand that the log has.
     pub index: Index,
 }
 
@@ -68,10 +68,15 @@ impl Kept {
         }
     }
 
-    /// A checkpoint that starts here is published.
+    /// A checkpoint that starts here is published. The records before it can be read as long as their segments are there: a
+    /// follower whose memory was ahead of its disk has to have them again.
     pub fn release(&mut self, start: Position, bytes: u64) {
         (self.released, self.checkpoint_bytes) = (start, bytes);
-        self.index.release(start.lsn);
+    }
+
+    /// Where the records stand that no checkpoint has.
+    pub fn unreleased(&self) -> Vec<Place> {
+        self.index.find(self.released.lsn.next(), usize::MAX)
     }
 
     /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
@@ -92,11 +97,7 @@ impl Kept {
 
     /// The first `batches` that have what follows the record `after`, and that record itself, if it has to be there.
     pub fn places(&self, after: Lsn, batches: usize) -> Vec<Place> {
-        if after < self.released.lsn {
-            Vec::new() // what follows it is in a checkpoint only
-        } else {
-            self.index.find(after.max(Lsn(1)), batches)
-        }
+        self.index.find(after.max(Lsn(1)), batches)
     }
 
     /// Of what was read there: the records that follow `after`, and its position. If the log does not reach back so far, that
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_checkpoint_has_is_not_asked_of_the_log() {
+    fn what_a_checkpoint_has_is_not_copied_and_can_be_read() {
         let mut kept = Kept::default();
         let segment = |number| SegmentId { stream: StreamId { generation: 1, executor: 0 }, number };
         let place =
@@ -151,7 +152,8 @@ mod tests {
         assert_eq!((kept.released.lsn, kept.checkpoint_bytes), (Lsn(5), 100));
         kept.handle_place(place(2, 3, 4));
         kept.handle_place(place(2, 6, 7));
-        assert_eq!(kept.index.find(Lsn(0), usize::MAX), [place(2, 6, 7)]);
+        assert_eq!(kept.unreleased(), [place(2, 6, 7)]);
+        assert_eq!(kept.index.find(Lsn(4), 9), [place(1, 1, 5), place(2, 6, 7)]);
     }
 
     #[test]
