@@ -333,6 +333,9 @@ pub enum Content {
         record: Record,
         /// Whether it was copied from an older segment.
         copy: bool,
+        /// Whether its epoch is the one that its partition was in when it was written: then no configuration is missing
+        /// before it. Records of older epochs come from who is ahead.
+        current: bool,
     },
     /// Everything before this entry with this LSN or a greater one is void.
     Cut {
@@ -376,6 +379,7 @@ const KIND_RESET: u8 = 4;
 const FLAG_COPY: u8 = 1;
 const FLAG_OPERATION_ID: u8 = 2;
 const FLAG_FAULTY: u8 = 4;
+const FLAG_CURRENT: u8 = 8;
 
 fn begin_entry(out: &mut Vec<u8>, kind: u8, flags: u8, partition: PartitionId, at: Position, committed: Lsn) -> usize {
     let start = out.len();
@@ -392,9 +396,18 @@ fn end_entry(out: &mut [u8], start: usize) {
     out[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
 }
 
-/// Appends a record as an entry.
-pub fn put_record(out: &mut Vec<u8>, partition: PartitionId, record: &Record, committed: Lsn, copy: bool) {
-    let flags = if copy { FLAG_COPY } else { 0 } | if record.operation_id.is_some() { FLAG_OPERATION_ID } else { 0 };
+/// Appends a record as an entry; `epoch` is the one that the partition is in.
+pub fn put_record(out: &mut Vec<u8>, partition: PartitionId, record: &Record, committed: Lsn, epoch: Epoch) {
+    put_record_with(out, partition, record, committed, if record.position.epoch == epoch { FLAG_CURRENT } else { 0 });
+}
+
+/// Appends a record that stands in an older segment as an entry.
+pub fn put_copy(out: &mut Vec<u8>, partition: PartitionId, record: &Record, committed: Lsn) {
+    put_record_with(out, partition, record, committed, FLAG_COPY);
+}
+
+fn put_record_with(out: &mut Vec<u8>, partition: PartitionId, record: &Record, committed: Lsn, flags: u8) {
+    let flags = flags | if record.operation_id.is_some() { FLAG_OPERATION_ID } else { 0 };
     let start = begin_entry(out, KIND_RECORD, flags, partition, record.position, committed);
     if let Some(id) = &record.operation_id {
         out.extend_from_slice(&id.client.0.to_le_bytes());
@@ -477,7 +490,7 @@ pub fn read_entry(body: &mut &[u8]) -> Result<Entry, FormatError> {
     let partition = PartitionId(fields.u16()?);
     let (position, committed) = (fields.position()?, Lsn(fields.count()?));
     let known = match kind {
-        KIND_RECORD => FLAG_COPY | FLAG_OPERATION_ID,
+        KIND_RECORD => FLAG_COPY | FLAG_OPERATION_ID | FLAG_CURRENT,
         KIND_STATE => FLAG_FAULTY,
         _ => 0,
     };
@@ -499,7 +512,8 @@ pub fn read_entry(body: &mut &[u8]) -> Result<Entry, FormatError> {
                 return Err(FormatError::Damaged("a record without an effect"));
             }
             let payload = Arc::from(fields.take(fields.0.len())?);
-            Content::Record { record: Record { position, operation_id, payload }, copy: flags & FLAG_COPY != 0 }
+            let (copy, current) = (flags & FLAG_COPY != 0, flags & FLAG_CURRENT != 0);
+            Content::Record { record: Record { position, operation_id, payload }, copy, current }
         }
         KIND_CUT => Content::Cut { from: position.lsn },
         KIND_STATE => {
