@@ -1,6 +1,12 @@
 //! The bytes as they stand on disks: golden, so that no change of the code changes them unseen.
 
 use super::*;
+use kv_proto::{
+    cluster_map::Configuration,
+    effect::Effect,
+    ids::{ClientId, HistoryId, Member, OperationId, PartitionId},
+    replication::Record,
+};
 
 fn identity() -> Identity {
     Identity { node: NodeId::new("n1").expect("a name"), disk: DiskId(0x0d15_c000) }
