@@ -45,8 +45,6 @@ pub(super) struct Log {
     /// How many chunks were handed over, and how many are on disk.
     pub(super) sent: u64,
     pub(super) flushed: u64,
-    /// Reads of what is not on disk yet: whose, for whom, after which record.
-    reads: Vec<(PartitionId, NodeId, Lsn)>,
     /// `flushed` when it was last looked at, and how often it was found the same with something under way.
     seen: u64,
     unmoved: u32,
@@ -62,7 +60,6 @@ impl Log {
             under_way_bytes: 0,
             sent: 0,
             flushed: 0,
-            reads: Vec::new(),
             seen: 0,
             unmoved: 0,
         }
@@ -143,9 +140,8 @@ impl Executor {
         }
         for part in &flushed.parts {
             self.tell_flushed(part.partition);
-        }
-        for (id, to, after) in std::mem::take(&mut self.log.reads) {
-            self.read_log(id, to, after);
+            let readable = self.partition(part.partition).map(|p| p.kept.take_readable()).unwrap_or_default();
+            readable.into_iter().for_each(|(to, after)| self.read_log(part.partition, to, after));
         }
         if flushed.sealed.is_some() {
             self.wakes.checkpoints.wake();
@@ -237,8 +233,7 @@ impl Executor {
     pub(super) fn read_log(&mut self, id: PartitionId, to: NodeId, after: Lsn) {
         let Some(partition) = self.partition(id) else { return };
         if !partition.kept.can_read(after) {
-            self.log.reads.push((id, to, after));
-            return;
+            return partition.kept.wait_for(to, after);
         }
         let places = partition.kept.places(after, READ_BATCHES);
         let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };

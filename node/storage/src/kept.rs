@@ -9,7 +9,7 @@ use crate::log::{
     index::{Index, Place},
 };
 use kv_proto::{
-    ids::{Epoch, Lsn, PartitionId},
+    ids::{Epoch, Lsn, NodeId, PartitionId},
     replication::{Position, Record},
 };
 use kv_replication::replica::LogEntry;
@@ -36,6 +36,8 @@ pub struct Kept {
     pub checkpoint_bytes: u64,
     /// Where the records stand that the log has.
     pub index: Index,
+    /// Who waits for records that are not on disk yet: those after this one.
+    waiting: Vec<(NodeId, Lsn)>,
 }
 
 impl Kept {
@@ -93,6 +95,17 @@ impl Kept {
     /// disk it may not be there yet, and whoever needs it would be told that the log does not reach back so far.
     pub fn can_read(&self, after: Lsn) -> bool {
         self.last_on_disk > after
+    }
+
+    /// Somebody needs what follows the record `after`.
+    pub fn wait_for(&mut self, to: NodeId, after: Lsn) {
+        self.waiting.push((to, after));
+    }
+
+    /// Who waits for what can be read by now.
+    pub fn take_readable(&mut self) -> Vec<(NodeId, Lsn)> {
+        let last = self.last_on_disk;
+        self.waiting.extract_if(.., |(_, after)| last > *after).collect()
     }
 
     /// The first `batches` that have what follows the record `after`, and that record itself, if it has to be there.
@@ -174,6 +187,19 @@ mod tests {
         assert_eq!(kept.take_news(false), Some(3));
     }
     #[test]
+    fn what_is_not_on_disk_yet_is_read_when_it_is() {
+        let to = NodeId::new("n").expect("a name");
+        let mut kept = Kept::new(Position::default(), Lsn(4), Index::default());
+        assert!(kept.can_read(Lsn(3)) && !kept.can_read(Lsn(4)));
+        kept.wait_for(to, Lsn(4));
+        kept.wait_for(to, Lsn(6));
+        assert_eq!(kept.take_readable(), []);
+        kept.handle_flushed(&part(2, 6));
+        assert_eq!(kept.take_readable(), [(to, Lsn(4))]);
+        assert_eq!(kept.take_readable(), []);
+    }
+
+    #[test]
     fn what_is_not_in_the_log_any_more_is_said_of_the_record_that_was_asked_for() {
         let at = |lsn| Position { epoch: Epoch(2), lsn: Lsn(lsn) };
         let segment = SegmentId { stream: StreamId { generation: 1, executor: 0 }, number: 1 };
@@ -191,7 +217,11 @@ mod tests {
         assert_eq!(read(&kept, 7), (at(7), vec![]));
         kept.release(at(7), 0);
         kept.handle_place(Place { segment, offset: 4096, first: Lsn(8), last: Lsn(9) });
+        assert_eq!(read(&kept, 6), (at(6), vec![7, 8, 9]), "what a checkpoint has is read as long as it is there");
+        kept.index.forget(&[segment]);
         assert_eq!(read(&kept, 6), (Position { epoch: Epoch(0), lsn: Lsn(6) }, vec![]));
+        let segment = SegmentId { number: segment.number + 1, ..segment };
+        kept.handle_place(Place { segment, offset: 4096, first: Lsn(8), last: Lsn(9) });
         assert_eq!(read(&kept, 7), (at(7), vec![8, 9]), "what a checkpoint starts at is known, and not in the log");
     }
 }

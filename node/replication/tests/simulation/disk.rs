@@ -504,7 +504,7 @@ impl Disk {
             while !body.is_empty() {
                 let entry = format::read_entry(&mut body).expect("an entry");
                 let what = match entry.content {
-                    Content::Record { record, copy } => format!("record {} copy {copy}", record.position),
+                    Content::Record { record, copy, .. } => format!("record {} copy {copy}", record.position),
                     Content::State { configuration, last, faulty } => {
                         format!("state epoch {} last {last} faulty {faulty}", configuration.epoch)
                     }

@@ -96,6 +96,7 @@ impl Disk {
             return;
         }
         let Making { start, configuration, bytes, .. } = process.upkeep.checkpoint.take().expect("it was just there");
+        let bytes_of_it = bytes.len() as u64;
         {
             let mut files = self.files.borrow_mut();
             files.checkpoints.insert(start.lsn, bytes);
@@ -104,7 +105,7 @@ impl Disk {
         self.published = Some(configuration);
         process.upkeep.checkpoints += 1;
         process.catalog.release(PARTITION, start.lsn);
-        process.kept.release(start, 0);
+        process.kept.release(start, bytes_of_it);
         self.let_go();
     }
 

@@ -351,14 +351,6 @@ impl World {
 
     pub(crate) fn hear(&mut self, from: usize, to: usize, letter: Option<Letter>) -> Verdict {
         let Some((epoch, body)) = letter else { return Ok(()) };
-        if std::env::var_os("KV_SIM_TRACE").is_some() {
-            let t = format!("{body:?}");
-            println!(
-                "TR {} {from}->{to} e{epoch} {}",
-                self.now.0 / 1000000,
-                t.replace('\n', " ").chars().take(400).collect::<String>()
-            );
-        }
         self.give(to, Event::Message { from: self.nodes[from].member.node, epoch, body })
     }
 

@@ -189,7 +189,6 @@ impl<M: Media> Writer<M> {
         let (id, offset) = (current.id, current.offset);
         let from = (offset - start) as usize;
         bytes.resize(bytes.len().max(from + BATCH_HEADER_BYTES), 0);
-        flushed.chunks = chunks.len() as u64;
         for chunk in chunks {
             entries += chunk.entries;
             bytes.extend_from_slice(&chunk.body);
