@@ -11,7 +11,12 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderName},
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use kv_proto::{cluster_map::ClusterMap, ids::ShardId, routing::partition_of, stats::{NodeStats, ReplicaStats}};
+use kv_proto::{
+    cluster_map::ClusterMap,
+    ids::ShardId,
+    routing::partition_of,
+    stats::{NodeStats, ReplicaStats},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::Value;

@@ -248,9 +248,10 @@ impl Executor {
             follow.push(record);
             next = next.next();
         }
+        // What is not there any more is answered by no records, and by which ones were asked for.
         let previous = previous.unwrap_or_else(|| {
             follow.clear();
-            Position::default()
+            Position { lsn: read.after, ..Position::default() }
         });
         let id = read.partition;
         self.give(clock::now(), id, Event::LogRead { to, previous, records: follow });
