@@ -373,7 +373,9 @@ fn without_the_disk_acknowledged_writes_outlive_single_kills() {
         (0..WRITERS).map(|w| (0..KEYS_EACH).map(|k| Key::new(format!("writer{w}-{k}"))).collect()).collect();
     let acknowledged = Acknowledged::default();
     let flags = ["--restart", "--shards", "1", "--ack", "replicated"];
-    let mut cluster = Cluster::start_as(tempfile::tempdir().expect("a directory"), &flags, &ENVIRONMENT);
+    // What a follower had only in memory it is sent again from the leader's log, which must be there yet.
+    let environment = ENVIRONMENT.map(|(name, value)| (name, if name == "KV_MAX_LOG_BYTES" { "64MiB" } else { value }));
+    let mut cluster = Cluster::start_as(tempfile::tempdir().expect("a directory"), &flags, &environment);
     for round in 0..number("KV_KILL_ROUNDS").unwrap_or(6) {
         let writers_seed: u64 = random.random();
         let stop = AtomicBool::new(false);
@@ -395,6 +397,6 @@ fn without_the_disk_acknowledged_writes_outlive_single_kills() {
         with_writers(&cluster, &mut keys, |writer| writer % 2 == 1, work, blow);
         audit(&cluster, &mut keys);
     }
-    cluster = Cluster::start_as(cluster.stop(), &flags, &ENVIRONMENT);
+    cluster = Cluster::start_as(cluster.stop(), &flags, &environment);
     audit(&cluster, &mut keys);
 }
