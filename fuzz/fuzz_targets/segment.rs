@@ -48,7 +48,7 @@ enum Batch<'a> {
 
 #[derive(Arbitrary, Debug)]
 enum Entry {
-    Record { partition: u8, epoch: u8, lsn: u8, committed: u8, copy: bool, delete: bool },
+    Record { partition: u8, epoch: u8, lsn: u8, committed: u8, copy: bool, delete: bool, current: bool },
     Cut { partition: u8, from: u8 },
     State { partition: u8, epoch: u8, history: u8, last: (u8, u8), committed: u8, faulty: bool },
     Reset { partition: u8, epoch: u8, history: u8, base: (u8, u8) },
@@ -69,13 +69,19 @@ fn configuration(epoch: u8, history: u8) -> Configuration {
 
 fn put(out: &mut Vec<u8>, entry: &Entry) {
     match *entry {
-        Entry::Record { partition, epoch, lsn, committed, copy, delete } => {
+        Entry::Record { partition, epoch, lsn, committed, copy, delete, current } => {
             let key = [lsn % 4];
             let put = Effect::Put { key: &key, content_type: "", value: &[epoch, lsn], expires: None };
             let effect = if delete { Effect::Delete { key: &key } } else { put };
             let position = at((epoch, lsn.max(1)));
             let record = Record { position, operation_id: None, payload: effect.encode().into() };
-            format::put_record(out, PartitionId(u16::from(partition % 4)), &record, Lsn(committed.into()), copy);
+            let (partition, committed) = (PartitionId(u16::from(partition % 4)), Lsn(committed.into()));
+            if copy {
+                format::put_copy(out, partition, &record, committed);
+            } else {
+                let current = if current { position.epoch } else { Epoch(u64::MAX) };
+                format::put_record(out, partition, &record, committed, current);
+            }
         }
         Entry::Cut { partition, from } => {
             format::put_cut(out, PartitionId(u16::from(partition % 4)), Lsn(from.max(1).into()), Lsn(0));

@@ -17,7 +17,6 @@ mod byte_size;
 mod clock;
 mod executor;
 mod fatal;
-mod kept;
 mod mailbox;
 mod options;
 mod partition;

@@ -10,7 +10,6 @@
 //! its delete, and is answered when that is committed.
 
 use crate::{
-    kept::Kept,
     pending::{Current, Pending},
     storage::checkpoint_bytes,
 };
@@ -27,6 +26,7 @@ use kv_replication::{
     replica::{self, Actions, Event, Refusal, Replica, Token},
 };
 use kv_storage::{
+    kept::Kept,
     recovery,
     table::{Entry, Table, Walk},
 };

@@ -11,7 +11,12 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderName},
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use kv_proto::{cluster_map::ClusterMap, ids::ShardId, routing::partition_of, stats::NodeStats};
+use kv_proto::{
+    cluster_map::ClusterMap,
+    ids::ShardId,
+    routing::partition_of,
+    stats::{NodeStats, ReplicaStats},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::Value;
@@ -36,12 +41,18 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// Looks until `condition` gives something.
 #[track_caller]
 pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    until_ok(what, || condition().ok_or_else(String::new))
+}
+
+/// Looks until `condition` gives something, and tells what it said last if it never does.
+#[track_caller]
+pub(crate) fn until_ok<T>(what: &str, mut condition: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + BOUND;
     loop {
-        if let Some(found) = condition() {
-            return found;
+        match condition() {
+            Ok(found) => return found,
+            Err(why) => assert!(Instant::now() < deadline, "{what}: not within {BOUND:?} {why}"),
         }
-        assert!(Instant::now() < deadline, "{what}: not within {BOUND:?}");
         thread::sleep(PAUSE);
     }
 }
@@ -274,9 +285,9 @@ impl Cluster {
     /// Waits until every partition takes writes, whether the router runs already or not.
     #[track_caller]
     pub(crate) fn until_ready(&self) {
-        until("the cluster is ready", || {
-            let answer = self.http.try_send(Method::GET, "/readyz", &[], Bytes::new()).ok()?;
-            (answer.status == StatusCode::OK).then_some(())
+        until_ok("the cluster is ready", || {
+            let answer = self.http.try_send(Method::GET, "/readyz", &[], Bytes::new()).map_err(|e| e.to_string())?;
+            if answer.status == StatusCode::OK { Ok(()) } else { Err(format!("{answer:?}")) }
         });
     }
 
@@ -334,17 +345,27 @@ impl Cluster {
 
     /// Whether every replica of every partition has applied the same and holds the same.
     pub(crate) fn replicas_agree(&self) -> bool {
+        self.check_replicas().is_ok()
+    }
+
+    /// Says how the replicas of the first partition are that have not applied the same or do not hold the same.
+    pub(crate) fn check_replicas(&self) -> Result<(), String> {
         let topology = self.topology();
         let replica = |node: &str, id| {
             let stats = topology.nodes.iter().find(|n| n.node == node)?.stats.as_ref()?;
-            let replica = stats.replicas.iter().find(|r| r.partition == id)?;
-            (replica.trouble.is_none()).then(|| (replica.applied_lsn, replica.digest.clone()))
+            stats.replicas.iter().find(|r| r.partition == id)
         };
-        topology.map.partitions().all(|(id, partition)| {
-            let Some(configuration) = &partition.configuration else { return false };
-            let states: Vec<_> = configuration.members().map(|m| replica(m.node.as_str(), id)).collect();
-            states.iter().all(|s| s.is_some() && *s == states[0])
-        })
+        for (id, partition) in topology.map.partitions() {
+            let Some(configuration) = &partition.configuration else { return Err(format!("{id} has no leader")) };
+            let replicas: Vec<_> = configuration.members().map(|m| replica(m.node.as_str(), id)).collect();
+            let state = |r: &Option<&ReplicaStats>| {
+                r.filter(|r| r.trouble.is_none()).map(|r| (r.applied_lsn, r.digest.clone()))
+            };
+            if replicas.iter().any(|r| state(r).is_none() || state(r) != state(&replicas[0])) {
+                return Err(format!("{replicas:?}"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
 };
 use hyper::{Method, body::Bytes};
 use rustix::process::Signal;
-use std::{collections::BTreeSet, fs, path::Path, thread};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, thread};
 use tempfile::TempDir;
 
 const WRITERS: usize = 4;
@@ -209,4 +209,48 @@ fn a_disk_of_a_follower_that_runs_full() {
     let mut keys = kept;
     keys.insert("again".to_owned());
     all_there(&cluster, &keys);
+}
+
+/// Bytes that a folder takes.
+fn taken(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
+        .map(|(path, metadata)| if metadata.is_dir() { taken(&path) } else { metadata.blocks() * 512 })
+        .sum()
+}
+
+/// What is written again and again takes no more and no more room, and what is not written any more is copied along.
+#[test]
+fn the_disk_has_what_there_is_and_not_all_that_ever_was() {
+    const IDLE: usize = 1000;
+    let cluster = start(tempfile::tempdir().expect("a directory"));
+    let idle = |i: usize, round: usize| (format!("idle-{i}"), format!("value {i} of round {round}"));
+    let write = |i: usize, round: usize| {
+        let (key, value) = idle(i, round);
+        assert_eq!(cluster.send(Method::PUT, &path(&key), &[], value).status, 204);
+    };
+    (0..IDLE).for_each(|i| write(i, 0));
+    let mut most = 0;
+    let nodes = cluster.dir.path().join("nodes");
+    for round in 1..=3 {
+        // A few records of each partition, which has many keys.
+        (0..IDLE).step_by(16).for_each(|i| write(i, round));
+        for i in 0..800 {
+            assert_eq!(put(&cluster, &format!("busy-{}", i % 4)).status, 204);
+            if i % 50 == 0 {
+                most = most.max(taken(&nodes));
+            }
+        }
+        println!("round {round}: {} KiB are taken, at most {} KiB", taken(&nodes) / 1024, most / 1024);
+    }
+    // Three segments of log, one that is written, spares, what is taken in advance; for two nodes.
+    assert!(most < 2 * 14 * 1152 * 1024, "{most} bytes");
+    let cluster = start(kill_all(cluster));
+    for i in 0..IDLE {
+        let (key, value) = idle(i, if i % 16 == 0 { 3 } else { 0 });
+        let answer = cluster.send(Method::GET, &path(&key), &[], "");
+        assert!(answer.status == 200 && answer.body == value, "{key}: {answer:?}");
+    }
+    until("all replicas agree", || cluster.replicas_agree().then_some(()));
 }

@@ -103,7 +103,10 @@ fn what_is_in_the_folder_cannot_be_used() {
             "shard0-leader",
             |dir| {
                 let log = files(dir, "log", ".log").pop().expect("a segment");
-                File::options().write(true).open(log).and_then(|f| f.write_all_at(&[2], 8)).expect("writable");
+                // What a later version would write there: see docs/wal.md.
+                let mut head = [&b"kv-wal\r\n"[..], &2u32.to_le_bytes()].concat();
+                head.extend_from_slice(&crc32c::crc32c(&head).to_le_bytes());
+                File::options().write(true).open(log).and_then(|f| f.write_all_at(&head, 0)).expect("writable");
             },
             &[".log: log format 2", "a newer kv"],
         ),

@@ -231,7 +231,7 @@ impl Executor {
         self.checkpoints.read = None;
         let index = self.index;
         if let Some(partition) = self.partition(id) {
-            let places = partition.kept.index.find(Lsn(0), usize::MAX);
+            let places = partition.kept.unreleased();
             let (to, after) = (None, Lsn(0));
             let read = ReadLog { executor: index, partition: id, places, to, after };
             self.shared.storage.ask(Job::Read(read));

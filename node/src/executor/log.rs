@@ -8,7 +8,6 @@
 use super::{Executor, Shared};
 use crate::{
     clock, fatal,
-    kept::partitions,
     storage::{Job, ReadLog, RestoreError, Stream},
 };
 use kv_proto::{
@@ -19,7 +18,10 @@ use kv_proto::{
     stats::Role,
 };
 use kv_replication::replica::Event;
-use kv_storage::log::{batch_bytes, format::BLOCK_BYTES, gather::Gather, writer::Flushed};
+use kv_storage::{
+    kept::partitions,
+    log::{batch_bytes, format::BLOCK_BYTES, gather::Gather, writer::Flushed},
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,

@@ -7,6 +7,7 @@
 //! * No async, no I/O, no clock, no randomness.
 
 pub mod checkpoint;
+pub mod kept;
 pub mod log;
 pub mod recovery;
 pub mod table;

@@ -117,6 +117,10 @@ fn records(epoch: u64, lsns: std::ops::RangeInclusive<u64>) -> Vec<Record> {
     lsns.map(record).collect()
 }
 
+fn masked() -> Record {
+    put(at(2, 15), b"masked", &b"\x01kvB".repeat(1500))
+}
+
 fn table(records: &[Record]) -> Table {
     let mut table = Table::default();
     records.iter().for_each(|record| apply(&mut table, record));
@@ -187,7 +191,7 @@ fn write_log(folder: &Path) {
     checkpoints.insert((PartitionId(0), Lsn(5)), bytes);
     only.records(0, 11, &records(2, 13..=14));
     // A value that looks like batches, which makes a mask.
-    only.records(0, 11, &[put(at(2, 15), b"masked", &b"kvB\x01".repeat(1500))]);
+    only.records(0, 11, &[masked()]);
     only.flush();
     // Copies forward, out of order.
     for record in records(1, 1..=4).iter().rev() {
@@ -205,7 +209,7 @@ fn write_log(folder: &Path) {
 
     // The last generation, on the other executor: a torn tail.
     let mut last = Stream::new(&shared, 3, 1);
-    let of_0 = [of_0, records(2, 13..=14), vec![put(at(2, 15), b"masked", &b"kvB\x01".repeat(1500))]].concat();
+    let of_0 = [of_0, records(2, 13..=14), vec![masked()]].concat();
     last.gather.adopt(PartitionId(0), &restored(2, Lsn(11), &of_0));
     last.records(0, 12, &records(2, 16..=17));
     last.flush();

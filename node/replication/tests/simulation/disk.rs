@@ -3,7 +3,6 @@
 
 use crate::{
     checks::{Verdict, ensure},
-    kept::Kept,
     media::{Fate, Files, Media, Shared},
     random::Random,
     upkeep::Upkeep,
@@ -17,6 +16,7 @@ use kv_proto::{
 use kv_replication::replica::{LogEntry, Restored};
 use kv_storage::{
     checkpoint,
+    kept::Kept,
     log::{
         SegmentId, StreamId,
         catalog::Catalog,
@@ -512,7 +512,7 @@ impl Disk {
             while !body.is_empty() {
                 let entry = format::read_entry(&mut body).expect("an entry");
                 let what = match entry.content {
-                    Content::Record { record, copy } => format!("record {} copy {copy}", record.position),
+                    Content::Record { record, copy, .. } => format!("record {} copy {copy}", record.position),
                     Content::State { configuration, last, faulty } => {
                         format!("state epoch {} last {last} faulty {faulty}", configuration.epoch)
                     }

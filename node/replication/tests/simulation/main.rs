@@ -8,10 +8,6 @@ mod checks;
 mod controller;
 mod disk;
 mod events;
-/// What a node's replicas are told of its log is counted as there: by this very file.
-#[allow(dead_code)]
-#[path = "../../../src/kept.rs"]
-mod kept;
 mod media;
 mod random;
 mod upkeep;

@@ -11,7 +11,7 @@ use super::{
 };
 use kv_proto::{
     cluster_map::Configuration,
-    ids::{Lsn, PartitionId},
+    ids::{Epoch, Lsn, PartitionId},
     replication::{Position, Record},
 };
 use kv_replication::replica::{LogEntry, Restored};
@@ -71,6 +71,8 @@ struct Log {
     place: u32,
     /// Its end.
     end: Epochs,
+    /// The epoch that it is in.
+    epoch: Epoch,
     /// It was found damaged, and not reset since.
     faulty: bool,
 }
@@ -133,7 +135,8 @@ impl Gather {
         if self.logs.len() <= at {
             self.logs.resize_with(at + 1, Log::default);
         }
-        (self.logs[at].end, self.logs[at].faulty) = (end, faulty);
+        let epoch = restored.configuration.as_ref().map_or(Epoch(0), |c| c.epoch);
+        self.logs[at] = Log { end, epoch, faulty, ..self.logs[at] };
         self.close_if_long();
     }
 
@@ -156,7 +159,7 @@ impl Gather {
                 }
                 part.take(lsn);
                 log.end.push(record.position);
-                format::put_record(body, partition, record, committed, false);
+                format::put_record(body, partition, record, committed, log.epoch);
             }
             LogEntry::Cut { from } => {
                 part.void(*from);
@@ -165,6 +168,7 @@ impl Gather {
             }
             LogEntry::Configuration(configuration) => {
                 part.configuration = Some(configuration.clone());
+                log.epoch = configuration.epoch;
                 format::put_state(body, partition, configuration, log.end.last(), committed, log.faulty);
             }
         }
@@ -181,7 +185,7 @@ impl Gather {
         part.void(Lsn(0));
         (part.last, part.committed, part.configuration) = (base, base.lsn, Some(configuration.clone()));
         (part.faulty, part.reset) = (false, Some(base.lsn));
-        (log.end, log.faulty) = (Epochs::at(base), false);
+        (log.end, log.epoch, log.faulty) = (Epochs::at(base), configuration.epoch, false);
         format::put_reset(body, partition, configuration, base);
     }
 
@@ -193,7 +197,7 @@ impl Gather {
         assert!(record.position.lsn <= committed, "record {} of {partition} is not committed", record.position);
         let (part, _, body) = self.part(partition, committed);
         part.take(record.position.lsn);
-        format::put_record(body, partition, record, committed, true);
+        format::put_copy(body, partition, record, committed);
         self.close_if_long();
     }
 
@@ -255,7 +259,7 @@ mod tests {
     use super::*;
     use kv_proto::{
         effect::Effect,
-        ids::{ClientId, DiskId, Epoch, HistoryId, Member, NodeId, OperationId},
+        ids::{ClientId, DiskId, HistoryId, Member, NodeId, OperationId},
     };
 
     const P: PartitionId = PartitionId(2);

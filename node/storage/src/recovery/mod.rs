@@ -9,8 +9,8 @@
 //! was never acknowledged: a torn tail. A number that is missing before a batch that was begun later is damage.
 //!
 //! Which partitions had entries in what is missing is told by what stands behind it. The entry that follows names what it
-//! stands on: a state the position of the last record; a record, by its epoch, the record before it if that is of the same
-//! one. If that record is there, so is everything before it, since a log that has a record at an (epoch, LSN) has all that the
+//! stands on: a state the position of the last record and the configuration; a record, if it is of the epoch that its
+//! partition was in, the configuration, and the record before it if that is of the same epoch. If that record is there, so is everything before it, since a log that has a record at an (epoch, LSN) has all that the
 //! leader of that epoch had before it. What went into the table before the damage is there too: it was committed. A partition
 //! whose next entry says less, or that has none, may have lost something and is faulty: an LSN that follows is not enough,
 //! since a cut may be missing together with what was written in the place of what it removed.

@@ -107,12 +107,17 @@ impl Replay {
         self.suspicion = Some(Suspicion { what: what.to_owned(), known });
     }
 
-    /// An entry follows a record at `before`, of this epoch if it says so: whether nothing is missing before it that counts.
-    fn settle(&mut self, before: Lsn, epoch: Option<Epoch>) {
-        self.suspicion.take_if(|suspicion| {
-            let known = before <= suspicion.known && epoch.is_some() && self.end.epoch_at(before) == epoch;
-            known || before <= self.applied.lsn
-        });
+    /// A record is read that is of the epoch that its partition was in: whether nothing is missing before it that counts,
+    /// neither records nor a configuration.
+    fn settle(&mut self, position: Position) {
+        let Position { epoch, lsn } = position;
+        let before = Lsn(lsn.0 - 1);
+        if self.configuration.as_ref().is_some_and(|c| c.epoch == epoch) {
+            self.suspicion.take_if(|suspicion| {
+                let same = before <= suspicion.known && self.end.epoch_at(before) == Some(epoch);
+                same || before <= self.applied.lsn
+            });
+        }
     }
 
     pub(super) fn take(&mut self, entry: Entry, segment: SegmentId, offset: u64) {
@@ -132,10 +137,11 @@ impl Replay {
             return;
         }
         match entry.content {
-            Content::Record { record, copy: false } => {
-                let Position { epoch, lsn } = record.position;
-                let before = Lsn(lsn.0 - 1);
-                self.settle(before, Some(epoch));
+            Content::Record { record, copy: false, current } => {
+                let lsn = record.position.lsn;
+                if current {
+                    self.settle(record.position);
+                }
                 if lsn <= self.end.last_lsn() {
                     self.void(lsn);
                 }
@@ -146,7 +152,7 @@ impl Replay {
                 }
             }
             // It never is of what the log does not know.
-            Content::Record { record, copy: true } if record.position.lsn <= self.end.last_lsn() => {
+            Content::Record { record, copy: true, .. } if record.position.lsn <= self.end.last_lsn() => {
                 let lsn = record.position.lsn;
                 self.index.add(segment, offset, lsn);
                 self.copies.add(segment, offset, lsn);
@@ -154,10 +160,7 @@ impl Replay {
                     self.pending.insert(lsn, Pending { record, copy: true });
                 }
             }
-            Content::Cut { from } => {
-                self.settle(Lsn(from.0 - 1), None);
-                self.void(from);
-            }
+            Content::Cut { from } => self.void(from),
             Content::State { faulty: true, .. } => {
                 self.fault =
                     Some("its log was found damaged at an earlier start, and was not replaced since".to_owned());

@@ -3,7 +3,7 @@
 use super::*;
 use crate::log::{
     StreamId,
-    format::{put_cut, put_record, put_reset, put_state, seal_batch, segment_header},
+    format::{put_copy, put_cut, put_record, put_reset, put_state, seal_batch, segment_header},
 };
 use kv_proto::{
     cluster_map::Configuration,
@@ -74,7 +74,7 @@ fn write(steps: &[Do]) -> BTreeMap<SegmentId, Vec<u8>> {
     let mut segments: BTreeMap<SegmentId, Vec<u8>> = BTreeMap::new();
     let mut numbers: BTreeMap<StreamId, u64> = BTreeMap::new();
     let mut id = SegmentId { stream: StreamId { generation: 1, executor: 0 }, number: 1 };
-    let (mut body, mut committed, partition) = (Vec::new(), Lsn(0), PartitionId(0));
+    let (mut body, mut committed, mut current, partition) = (Vec::new(), Lsn(0), Epoch(0), PartitionId(0));
     for step in steps.iter().chain(&[Batch]) {
         match *step {
             Segment(..) | Batch | Lost | Torn => {
@@ -101,15 +101,19 @@ fn write(steps: &[Do]) -> BTreeMap<SegmentId, Vec<u8>> {
                     segments.insert(id, segment_header(ClusterId(9), &identity(), id, SEGMENT_BYTES as u64, next));
                 }
             }
-            Do::Record(epoch, lsn) => put_record(&mut body, partition, &record(epoch, lsn), committed, false),
-            Copied(epoch, lsn) => put_record(&mut body, partition, &record(epoch, lsn), committed, true),
+            Do::Record(epoch, lsn) => put_record(&mut body, partition, &record(epoch, lsn), committed, current),
+            Copied(epoch, lsn) => put_copy(&mut body, partition, &record(epoch, lsn), committed),
             Cut(from) => put_cut(&mut body, partition, Lsn(from), committed),
             State(epoch, history, (e, l), faulty) => {
+                current = Epoch(epoch);
                 put_state(&mut body, partition, &configuration(epoch, history), at(e, l), committed, faulty);
             }
-            Reset(epoch, history, (e, l)) => put_reset(&mut body, partition, &configuration(epoch, history), at(e, l)),
+            Reset(epoch, history, (e, l)) => {
+                current = Epoch(epoch);
+                put_reset(&mut body, partition, &configuration(epoch, history), at(e, l));
+            }
             Committed(lsn) => committed = Lsn(lsn),
-            Other(epoch, lsn) => put_record(&mut body, PartitionId(1), &record(epoch, lsn), Lsn(0), false),
+            Other(epoch, lsn) => put_record(&mut body, PartitionId(1), &record(epoch, lsn), Lsn(0), Epoch(1)),
         }
     }
     segments
@@ -420,9 +424,9 @@ fn after_damage_only_who_is_known_to_have_lost_nothing_goes_on() {
             "| 0.0 1.1 1.2 2.3",
         ),
         (
-            "a cut to what was applied",
+            "a cut, even to what was applied: a configuration may be missing",
             &[NEW, R(1, 1), Committed(1), R(1, 2), R(1, 3), Batch, Other(1, 1), Lost, Cut(2)],
-            "1.1 | 1.1",
+            damage,
         ),
         ("a cut to what was not", &[NEW, R(1, 1), R(1, 2), R(1, 3), Batch, Other(1, 1), Lost, Cut(3)], damage),
         (
@@ -430,6 +434,29 @@ fn after_damage_only_who_is_known_to_have_lost_nothing_goes_on() {
             "a commit point behind it",
             &[NEW, R(1, 1), R(1, 2), Batch, Other(1, 1), Lost, Committed(2), R(2, 3)],
             damage,
+        ),
+        (
+            // Records of epoch 1 go on coming from who is ahead; but no replica goes back behind a configuration.
+            "a configuration",
+            &[NEW, R(1, 1), Batch, State(2, 1, (1, 1), false), Lost, R(1, 2)],
+            damage,
+        ),
+        ("a configuration and its records", &[NEW, R(1, 1), Batch, State(2, 1, (1, 1), false), Lost, R(2, 2)], damage),
+        (
+            "a record behind what was applied",
+            &[
+                NEW,
+                R(1, 1),
+                State(2, 1, (1, 1), false),
+                Committed(1),
+                R(1, 2),
+                Batch,
+                Other(1, 1),
+                Lost,
+                Cut(2),
+                R(2, 2),
+            ],
+            "1.1 | 1.1 2.2",
         ),
         ("a reset", &[NEW, R(1, 1), Batch, R(1, 2), Lost, Reset(2, 1, (1, 9))], "fault: was not completed"),
         ("a state that knows of it", &[NEW, R(1, 1), Batch, State(1, 1, (0, 0), true)], "fault: at an earlier start"),

@@ -155,7 +155,9 @@ pub(crate) fn dump(image: &BTreeMap<SegmentId, Vec<u8>>, partition: PartitionId)
                         continue;
                     }
                     let what = match &entry.content {
-                        Content::Record { record, copy } => format!("record {} copy {copy}", record.position),
+                        Content::Record { record, copy, current } => {
+                            format!("record {} copy {copy} current {current}", record.position)
+                        }
                         Content::Cut { from } => format!("cut {from}"),
                         Content::State { configuration: c, last, faulty } => {
                             format!("state epoch {} history {} last {last} faulty {faulty}", c.epoch, c.history)

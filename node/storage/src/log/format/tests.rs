@@ -1,6 +1,12 @@
 //! The bytes as they stand on disks: golden, so that no change of the code changes them unseen.
 
 use super::*;
+use kv_proto::{
+    cluster_map::Configuration,
+    effect::Effect,
+    ids::{ClientId, HistoryId, Member, OperationId, PartitionId},
+    replication::Record,
+};
 
 fn identity() -> Identity {
     Identity { node: NodeId::new("n1").expect("a name"), disk: DiskId(0x0d15_c000) }
@@ -47,17 +53,17 @@ fn entries() -> Vec<(Vec<u8>, &'static str, Content)> {
     let hex = |text: String| -> &'static str { text.leak() };
     vec![
         (
-            make(&|out| put_record(out, partition, &plain, Lsn(0x10), false)),
-            hex(format!("2f000000010002010500000000000000 11000000000000001000000000000000 {effect}")),
-            Content::Record { record: plain.clone(), copy: false },
+            make(&|out| put_record(out, partition, &plain, Lsn(0x10), Epoch(5))),
+            hex(format!("2f000000010802010500000000000000 11000000000000001000000000000000 {effect}")),
+            Content::Record { record: plain.clone(), copy: false, current: true },
         ),
         (
-            make(&|out| put_record(out, partition, &with_id, Lsn(0x11), true)),
+            make(&|out| put_copy(out, partition, &with_id, Lsn(0x11))),
             hex(format!(
                 "4f000000010302010500000000000000 11000000000000001100000000000000 \
                  c1000000000000000000000000000000 07000000000000000300000000000000 {effect}"
             )),
-            Content::Record { record: with_id.clone(), copy: true },
+            Content::Record { record: with_id.clone(), copy: true, current: false },
         ),
         (
             make(&|out| put_cut(out, partition, Lsn(0x12), Lsn(0x11))),
@@ -197,7 +203,7 @@ fn a_flipped_bit_in_a_header_is_damage_and_nothing_else() {
 #[test]
 fn entries_that_cannot_be_are_refused() {
     let (mut records, mut others) = (Vec::new(), Vec::new());
-    put_record(&mut records, PartitionId(1), &record(None), Lsn(0), false);
+    put_record(&mut records, PartitionId(1), &record(None), Lsn(0), Epoch(4));
     put_cut(&mut others, PartitionId(1), Lsn(1), Lsn(0));
     let changed = |bytes: &[u8], at: usize, to: u8| {
         let mut bytes = bytes.to_vec();

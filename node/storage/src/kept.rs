@@ -4,20 +4,20 @@
 //! * A replica is told of its entries in their order, and of no entry twice.
 //! * It is told that a configuration or a cut is on disk only when it is, whatever writes wait for.
 
+use crate::log::{
+    gather::Part,
+    index::{Index, Place},
+};
 use kv_proto::{
     ids::{Epoch, Lsn, NodeId, PartitionId},
     replication::{Position, Record},
 };
 use kv_replication::replica::LogEntry;
-use kv_storage::log::{
-    gather::Part,
-    index::{Index, Place},
-};
 use std::collections::BTreeMap;
 
 /// What is kept of a partition.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
+pub struct Kept {
     /// Entries that the replica appended since it was made.
     appended: u64,
     /// How many of them are on disk.
@@ -27,27 +27,27 @@ pub(crate) struct Kept {
     /// How many the replica was told of.
     told: u64,
     /// The last record that is on disk.
-    pub(crate) last_on_disk: Lsn,
+    pub last_on_disk: Lsn,
     /// Whether its state is on disk in this generation.
-    pub(crate) adopted: bool,
+    pub adopted: bool,
     /// Where the newest published checkpoint starts.
-    pub(crate) released: Position,
+    pub released: Position,
     /// Bytes that this checkpoint takes.
-    pub(crate) checkpoint_bytes: u64,
-    /// Where the records stand that no checkpoint has.
-    pub(crate) index: Index,
+    pub checkpoint_bytes: u64,
+    /// Where the records stand that the log has.
+    pub index: Index,
     /// Who waits for records that are not on disk yet: those after this one.
     waiting: Vec<(NodeId, Lsn)>,
 }
 
 impl Kept {
     /// What was restored: everything up to `last` is on disk.
-    pub(crate) fn new(released: Position, last: Lsn, index: Index) -> Self {
+    pub fn new(released: Position, last: Lsn, index: Index) -> Self {
         Kept { last_on_disk: last, released, index, ..Kept::default() }
     }
 
     /// The replica appended an entry.
-    pub(crate) fn handle_append(&mut self, entry: &LogEntry) {
+    pub fn handle_append(&mut self, entry: &LogEntry) {
         self.appended += 1;
         if !matches!(entry, LogEntry::Record(_)) {
             self.barrier = self.appended;
@@ -55,7 +55,7 @@ impl Kept {
     }
 
     /// A batch with entries of the partition is on disk.
-    pub(crate) fn handle_flushed(&mut self, part: &Part) {
+    pub fn handle_flushed(&mut self, part: &Part) {
         self.on_disk += part.entries;
         self.last_on_disk = part.last.lsn;
         if let Some(from) = part.voids {
@@ -64,21 +64,26 @@ impl Kept {
     }
 
     /// A batch with records of the partition stands here.
-    pub(crate) fn handle_place(&mut self, place: Place) {
+    pub fn handle_place(&mut self, place: Place) {
         if place.last > self.released.lsn {
             self.index.push(place);
         }
     }
 
-    /// A checkpoint that starts here is published.
-    pub(crate) fn release(&mut self, start: Position, bytes: u64) {
+    /// A checkpoint that starts here is published. The records before it can be read as long as their segments are there: a
+    /// follower whose memory was ahead of its disk has to have them again.
+    pub fn release(&mut self, start: Position, bytes: u64) {
         (self.released, self.checkpoint_bytes) = (start, bytes);
-        self.index.release(start.lsn);
+    }
+
+    /// Where the records stand that no checkpoint has.
+    pub fn unreleased(&self) -> Vec<Place> {
+        self.index.find(self.released.lsn.next(), usize::MAX)
     }
 
     /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
     /// for the disk.
-    pub(crate) fn take_news(&mut self, at_once: bool) -> Option<u64> {
+    pub fn take_news(&mut self, at_once: bool) -> Option<u64> {
         let upto = if at_once && self.on_disk >= self.barrier { self.appended } else { self.on_disk };
         (upto > self.told).then(|| {
             self.told = upto;
@@ -88,33 +93,29 @@ impl Kept {
 
     /// Whether what follows the record `after` can be read, of which at least one is committed. Where writes do not wait for the
     /// disk it may not be there yet, and whoever needs it would be told that the log does not reach back so far.
-    pub(crate) fn can_read(&self, after: Lsn) -> bool {
+    pub fn can_read(&self, after: Lsn) -> bool {
         self.last_on_disk > after
     }
 
     /// Somebody needs what follows the record `after`.
-    pub(crate) fn wait_for(&mut self, to: NodeId, after: Lsn) {
+    pub fn wait_for(&mut self, to: NodeId, after: Lsn) {
         self.waiting.push((to, after));
     }
 
     /// Who waits for what can be read by now.
-    pub(crate) fn take_readable(&mut self) -> Vec<(NodeId, Lsn)> {
+    pub fn take_readable(&mut self) -> Vec<(NodeId, Lsn)> {
         let last = self.last_on_disk;
         self.waiting.extract_if(.., |(_, after)| last > *after).collect()
     }
 
     /// The first `batches` that have what follows the record `after`, and that record itself, if it has to be there.
-    pub(crate) fn places(&self, after: Lsn, batches: usize) -> Vec<Place> {
-        if after < self.released.lsn {
-            Vec::new() // what follows it is in a checkpoint only
-        } else {
-            self.index.find(after.max(Lsn(1)), batches)
-        }
+    pub fn places(&self, after: Lsn, batches: usize) -> Vec<Place> {
+        self.index.find(after.max(Lsn(1)), batches)
     }
 
     /// Of what was read there: the records that follow `after`, and its position. If the log does not reach back so far, that
     /// has no epoch, and no records follow.
-    pub(crate) fn following(&self, after: Lsn, mut records: BTreeMap<Lsn, Record>) -> (Position, Vec<Record>) {
+    pub fn following(&self, after: Lsn, mut records: BTreeMap<Lsn, Record>) -> (Position, Vec<Record>) {
         let previous = match records.get(&after) {
             Some(record) => record.position,
             None if after == self.released.lsn => self.released,
@@ -129,14 +130,15 @@ impl Kept {
 }
 
 /// Which partitions a chunk has entries of.
-pub(crate) fn partitions(parts: &[Part]) -> Vec<PartitionId> {
+pub fn partitions(parts: &[Part]) -> Vec<PartitionId> {
     parts.iter().map(|part| part.partition).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_storage::log::{SegmentId, StreamId};
+    use crate::log::{SegmentId, StreamId};
+    use kv_proto::{ids::Epoch, replication::Record};
 
     fn part(entries: u64, last: u64) -> Part {
         Part {
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_checkpoint_has_is_not_asked_of_the_log() {
+    fn what_a_checkpoint_has_is_not_copied_and_can_be_read() {
         let mut kept = Kept::default();
         let segment = |number| SegmentId { stream: StreamId { generation: 1, executor: 0 }, number };
         let place =
@@ -163,7 +165,8 @@ mod tests {
         assert_eq!((kept.released.lsn, kept.checkpoint_bytes), (Lsn(5), 100));
         kept.handle_place(place(2, 3, 4));
         kept.handle_place(place(2, 6, 7));
-        assert_eq!(kept.index.find(Lsn(0), usize::MAX), [place(2, 6, 7)]);
+        assert_eq!(kept.unreleased(), [place(2, 6, 7)]);
+        assert_eq!(kept.index.find(Lsn(4), 9), [place(1, 1, 5), place(2, 6, 7)]);
     }
 
     #[test]
@@ -212,9 +215,13 @@ mod tests {
         assert_eq!(read(&kept, 4), (at(4), vec![5, 6, 7]));
         assert_eq!(read(&kept, 6), (at(6), vec![7]));
         assert_eq!(read(&kept, 7), (at(7), vec![]));
-        kept.release(at(7), 100);
+        kept.release(at(7), 0);
         kept.handle_place(Place { segment, offset: 4096, first: Lsn(8), last: Lsn(9) });
+        assert_eq!(read(&kept, 6), (at(6), vec![7, 8, 9]), "what a checkpoint has is read as long as it is there");
+        kept.index.forget(&[segment]);
         assert_eq!(read(&kept, 6), (Position { epoch: Epoch(0), lsn: Lsn(6) }, vec![]));
+        let segment = SegmentId { number: segment.number + 1, ..segment };
+        kept.handle_place(Place { segment, offset: 4096, first: Lsn(8), last: Lsn(9) });
         assert_eq!(read(&kept, 7), (at(7), vec![8, 9]), "what a checkpoint starts at is known, and not in the log");
     }
 }
