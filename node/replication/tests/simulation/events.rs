@@ -277,6 +277,7 @@ impl World {
             self.nodes[node].disk.append(LogEntry::Record(record), Lsn(0));
             self.nodes[node].disk.hand_over();
         }
+        self.nodes[node].lacks = false;
         self.nodes[node].disk.write_all();
         self.nodes[node].disk.crash(true, &mut self.random);
         Ok(())
