@@ -1,10 +1,12 @@
 # What a developer runs; `.ci/run` runs the same commands.
 
 FUZZ_SECONDS ?= 60
+# Seeds that `make sim` runs; KV_SIM_SEED=N replays seed N alone.
+KV_SIM_SEEDS ?= 5000
 FUZZ_TARGETS = $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt lint test doc deny fuzz bench-wal demo ci clean
+.PHONY: help run check fmt lint test sim doc deny fuzz bench-wal demo ci clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +25,9 @@ lint: ## Clippy, warnings are errors
 
 test: ## All tests: units, golden bytes, properties, whole clusters
 	cargo test --workspace
+
+sim: ## The simulation over KV_SIM_SEEDS seeds (5000), optimised; a failure prints its seed, KV_SIM_SEED=N replays it
+	KV_SIM_SEEDS=$(KV_SIM_SEEDS) cargo test --release -p kv-replication --test simulation -- --nocapture
 
 doc: ## The documentation of all modules, private ones too; warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
