@@ -178,7 +178,7 @@ pub(crate) struct Disk {
     /// The batch that the last process wrote and did not sync.
     in_flight: Vec<LogEntry>,
     harm: Harm,
-    /// The log with the batch that was cut off: a checkpoint may have all of it.
+    /// The log with the batch that was cut off: a checkpoint may have some of it.
     uncut: Option<Log>,
     /// It said that it cannot be read.
     pub(crate) faulty: bool,
@@ -190,6 +190,7 @@ struct Batch {
     place: std::ops::Range<usize>,
     entries: u32,
     has_state: bool,
+    only_copies: bool,
 }
 
 impl Disk {
@@ -328,21 +329,24 @@ impl Disk {
         if let Some(fault) = &restored.fault {
             self.faulty = true;
             if self.harm == Harm::None {
-                self.show();
+                self.show("what is taken for damaged");
             }
             return ensure(self.harm != Harm::None, || format!("{node} is taken for damaged, and is not: {fault}"));
         }
         let in_flight = std::mem::take(&mut self.in_flight);
-        if let Some(uncut) = self.uncut.take_if(|_| restored.tail.is_empty())
-            && uncut.check(restored, &self.published).is_ok()
-        {
-            self.durable = uncut;
+        if let Some(mut uncut) = self.uncut.take_if(|_| restored.tail.is_empty()) {
+            // The checkpoint has more of it than the log.
+            let start = self.files.borrow().checkpoints.last_key_value().map_or(0, |(start, _)| start.0 as usize);
+            uncut.records.truncate(start);
+            if start > self.durable.records.len() && uncut.check(restored, &self.published).is_ok() {
+                self.durable = uncut;
+            }
         }
         let without = self.durable.check(restored, &self.published);
         if let Err(without) = without {
             self.last = Some(self.durable.bring_batch(&in_flight));
             self.durable.check(restored, &self.published).map_err(|with| {
-                self.show();
+                self.show("what it came back with");
                 format!("{node} came back ({:?}) with {with}; or without its last batch: {without}", self.harm)
             })?;
         }
@@ -499,7 +503,7 @@ impl Disk {
     }
 
     /// Prints what the files have, if somebody wants to look at it.
-    fn show(&self) {
+    fn show(&self, why: &str) {
         if std::env::var_os("KV_SIM_DUMP").is_none() {
             return;
         }
@@ -525,7 +529,7 @@ impl Disk {
                 out += &format!("    committed {}: {what}\n", entry.committed);
             }
         }
-        println!("{out}");
+        println!("{out}{why}\n");
     }
 
     /// All batches that are intact, in their order.
@@ -538,13 +542,14 @@ impl Disk {
                 let at = offset;
                 offset += length as usize;
                 let Found::Batch(batch) = found else { continue };
-                let (mut body, mut has_state) = (&*batch.body, false);
+                let (mut body, mut has_state, mut only_copies) = (&*batch.body, false, true);
                 while !body.is_empty() {
                     let entry = format::read_entry(&mut body).expect("an entry");
                     has_state |= matches!(entry.content, Content::State { .. });
+                    only_copies &= matches!(entry.content, Content::Record { copy: true, .. });
                 }
                 let place = at..at + format::BATCH_HEADER_BYTES + batch.body.len();
-                batches.push(Batch { segment: *id, place, entries: batch.entries, has_state });
+                batches.push(Batch { segment: *id, place, entries: batch.entries, has_state, only_copies });
             }
         }
         batches
@@ -588,6 +593,8 @@ impl Disk {
             None if at < BLOCK_BYTES => Harm::Damage,
             None => Harm::None,
             Some(hit) if batches[hit..].iter().all(|b| b.entries == 0) => Harm::Damage,
+            // The log says elsewhere which records there are.
+            Some(hit) if batches[hit].only_copies => Harm::Damage,
             Some(hit) if batches[hit + 1..].iter().all(|b| b.entries == 0) => {
                 let Some(undo) = self.last.take_if(|_| !batches[hit].has_state) else { return Ok(Harm::None) };
                 self.uncut = Some(self.durable.clone());
@@ -596,7 +603,7 @@ impl Disk {
             }
             Some(_) => Harm::Damage,
         };
-        self.show();
+        self.show(&format!("a bit of byte {at} of {segment} is turned around: {:?}", self.harm));
         self.files.borrow_mut().segments.get_mut(&segment).expect("it is there")[at] ^= 1 << random.below(8);
         Ok(self.harm)
     }
