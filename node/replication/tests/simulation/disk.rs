@@ -178,6 +178,8 @@ pub(crate) struct Disk {
     /// The batch that the last process wrote and did not sync.
     in_flight: Vec<LogEntry>,
     harm: Harm,
+    /// The log with the batch that was cut off: a checkpoint may have all of it.
+    uncut: Option<Log>,
     /// It said that it cannot be read.
     pub(crate) faulty: bool,
 }
@@ -207,6 +209,7 @@ impl Disk {
             published: None,
             in_flight: Vec::new(),
             harm: Harm::None,
+            uncut: None,
             faulty: false,
         }
     }
@@ -330,6 +333,11 @@ impl Disk {
             return ensure(self.harm != Harm::None, || format!("{node} is taken for damaged, and is not: {fault}"));
         }
         let in_flight = std::mem::take(&mut self.in_flight);
+        if let Some(uncut) = self.uncut.take_if(|_| restored.tail.is_empty())
+            && uncut.check(restored, &self.published).is_ok()
+        {
+            self.durable = uncut;
+        }
         let without = self.durable.check(restored, &self.published);
         if let Err(without) = without {
             self.last = Some(self.durable.bring_batch(&in_flight));
@@ -577,11 +585,15 @@ impl Disk {
             Some(hit) if batches[hit..].iter().all(|b| b.entries == 0) => Harm::Damage,
             Some(hit) if batches[hit + 1..].iter().all(|b| b.entries == 0) => {
                 let Some(undo) = self.last.take_if(|_| !batches[hit].has_state) else { return Ok(Harm::None) };
+                self.uncut = Some(self.durable.clone());
                 self.durable.take_back(undo);
                 Harm::Cut
             }
             Some(_) => Harm::Damage,
         };
+        if std::env::var_os("KV_SIM_DUMP").is_some() {
+            println!("{}\nflips a bit at {at} of {segment}, {:?}", self.dump(), self.harm);
+        }
         self.files.borrow_mut().segments.get_mut(&segment).expect("it is there")[at] ^= 1 << random.below(8);
         Ok(self.harm)
     }

@@ -120,13 +120,16 @@ impl World {
         }
     }
 
-    /// A person puts another in the place of a leader that takes no part, or leaves out a follower that does not.
-    fn repair(&mut self) {
+    /// A person puts another in the place of a leader that takes no part, or leaves out a follower that does not. `patient`
+    /// gives who lost the end of its log the time to get it from the others.
+    fn repair(&mut self, patient: bool) {
         let current = self.controller.current().clone();
         let refuses = |node: &Node| node.replica.as_ref().is_some_and(|r| r.role() == Role::Refused);
+        let lacks = |node: &Node| !patient && !self.checks.has_all(node.disk.durable());
         for (at, node) in self.nodes.iter().enumerate() {
             let id = node.member.node;
-            if !refuses(node) || node.replica.as_ref().is_some_and(|r| r.configuration() != &current) {
+            let is_out = refuses(node) || self.impaired == Some(at) && lacks(node);
+            if !is_out || node.replica.as_ref().is_some_and(|r| r.configuration() != &current) {
                 continue;
             }
             let change = if current.leader.node == id {
@@ -152,7 +155,7 @@ impl World {
         let at = self.index(leader.node);
         let begun = |disk: &Disk| disk.epoch() == epoch;
         if self.impaired.is_some() && self.below(2) == 0 {
-            self.repair();
+            self.repair(true);
             return Ok(());
         }
         // Where memory is enough, who may have lost what is known only as long as the members stay the same.
@@ -274,6 +277,7 @@ impl World {
             self.nodes[node].disk.append(LogEntry::Record(record), Lsn(0));
             self.nodes[node].disk.hand_over();
         }
+        self.nodes[node].lacks = false;
         self.nodes[node].disk.write_all();
         self.nodes[node].disk.crash(true, &mut self.random);
         Ok(())
@@ -323,8 +327,8 @@ impl World {
             }
         }
         if self.impaired.is_some() {
-            self.run_well(1_000)?;
-            self.repair();
+            self.run_well(2_000)?;
+            self.repair(false);
         }
         self.run_well(4_000)?;
         let leader = self.index(self.controller.current().leader.node);

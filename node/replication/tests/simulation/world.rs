@@ -137,6 +137,8 @@ pub(crate) struct Node {
     pub(crate) up: bool,
     /// Which start of its process this is.
     pub(crate) life: u32,
+    /// Something of its disk is missing.
+    pub(crate) lacks: bool,
     /// Once the process knows a map.
     pub(crate) replica: Option<Replica>,
     pub(crate) reads: VecDeque<(NodeId, Lsn)>,
@@ -177,6 +179,7 @@ impl World {
             disk: Disk::new(member(i), plan.disk_rules, 6 + (plan.seed % 5) as usize),
             up: true,
             life: 0,
+            lacks: false,
             replica: None,
             reads: VecDeque::new(),
         };
@@ -248,7 +251,7 @@ impl World {
                         let members: Vec<_> = configuration
                             .members()
                             .map(|m| self.index(m.node))
-                            .filter(|i| self.impaired != Some(*i))
+                            .filter(|i| !self.nodes[*i].lacks)
                             .map(|i| (i, &self.nodes[i].disk))
                             .collect();
                         self.checks.acknowledge(token.0, &members)?;
@@ -523,6 +526,7 @@ impl World {
                 return Ok(());
             }
         }
+        self.nodes[node].lacks = true;
         if self.controller.current().is_member(me) {
             self.impaired = Some(node);
         }
@@ -538,18 +542,21 @@ impl World {
         self.checks.forget(at);
     }
 
-    /// Whether what was missing is there again, and nobody believes otherwise because of what was said before.
+    /// Whether what was missing is there again, with all that the leader may commit because of what was said before.
     fn look_after_impaired(&mut self) {
         let Some(node) = self.impaired else { return };
+        let current = self.controller.current();
         let id = self.nodes[node].member.node;
-        let is_member = self.controller.current().members().any(|m| m.node == id);
+        let leader = &self.nodes[self.index(current.leader.node)];
+        let serves = |r: &Replica| r.configuration() == current && r.check_read().is_ok();
         let disk = &self.nodes[node].disk;
-        let is_back = self.nodes[node].up
+        let is_back = leader.replica.as_ref().is_some_and(serves)
             && self.nodes[node].replica.as_ref().is_some_and(|r| r.role() != Role::Refused)
             && disk.is_whole()
-            && self.checks.has_all(disk.durable())
-            && self.links.iter().all(|((_, to), link)| *to != node || !link.dead);
-        if is_back || !is_member {
+            && disk.durable().last().map(|r| r.position) == leader.disk.live().last().map(|r| r.position)
+            && self.checks.has_all(disk.durable());
+        if is_back || current.members().all(|m| m.node != id) {
+            self.nodes[node].lacks = !is_back;
             self.impaired = None;
         }
     }
@@ -565,7 +572,7 @@ impl World {
             self.checks.replica(at, replica, &node.disk)?;
             if replica.check_read().is_ok() {
                 let members = replica.configuration().members().map(|m| self.index(m.node));
-                let members = members.filter(|i| self.impaired != Some(*i));
+                let members = members.filter(|i| !self.nodes[*i].lacks);
                 let members: Vec<_> =
                     members.map(|i| (i, &self.nodes[i].disk, self.nodes[i].replica.as_ref())).collect();
                 self.checks.leader((at, node.life), replica, &members)?;

@@ -177,8 +177,10 @@ impl Replay {
     fn take_state(&mut self, last: Position) {
         // Who wrote it may have cut the log back to a record of which it did not know the epoch.
         let by_lsn = last.epoch == Epoch(0) && last.lsn > Lsn(0);
-        let known =
-            if by_lsn { last.lsn <= self.end.last_lsn() } else { self.end.epoch_at(last.lsn) == Some(last.epoch) };
+        // A record that was read behind damage stands where it says, and nothing says what stands before it.
+        let vouches = by_lsn || self.suspicion.as_ref().is_none_or(|suspicion| last.lsn <= suspicion.known);
+        let known = vouches
+            && if by_lsn { last.lsn <= self.end.last_lsn() } else { self.end.epoch_at(last.lsn) == Some(last.epoch) };
         if known {
             if last.lsn < self.end.last_lsn() {
                 self.void(last.lsn.next());
@@ -194,7 +196,7 @@ impl Replay {
                 self.take_back(last.lsn);
             }
         }
-        if last.lsn > self.end.last_lsn() || !by_lsn && self.end.epoch_at(last.lsn) != Some(last.epoch) {
+        if last.lsn > self.end.last_lsn() || !vouches || !by_lsn && self.end.epoch_at(last.lsn) != Some(last.epoch) {
             self.end = Epochs::at(last);
         }
         // What is there is what the state means, and what is not there will show as a gap.

@@ -419,6 +419,28 @@ fn after_damage_only_who_is_known_to_have_lost_nothing_goes_on() {
             damage,
         ),
         (
+            // Its last record was read behind the damage, and says nothing of LSN 2 and 3. (Seed 6079 of the simulation.)
+            "the same, and a state behind what follows",
+            &[
+                NEW,
+                R(1, 1),
+                R(1, 2),
+                R(1, 3),
+                R(1, 4),
+                State(2, 1, (1, 4), false),
+                Batch,
+                Cut(2),
+                R(2, 2),
+                R(2, 3),
+                Lost,
+                Committed(2),
+                R(2, 4),
+                State(2, 1, (2, 4), false),
+                R(2, 5),
+            ],
+            "fault: a gap",
+        ),
+        (
             "a state that means what is there",
             &[NEW, R(1, 1), R(1, 2), Batch, Other(1, 1), Lost, State(2, 1, (1, 2), false), R(2, 3)],
             "| 0.0 1.1 1.2 2.3",
