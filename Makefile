@@ -1,10 +1,11 @@
 # What a developer runs; `.ci/run` runs the same commands.
 
 FUZZ_SECONDS ?= 60
+SIM_SEEDS ?= 5000
 FUZZ_TARGETS = $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt lint test doc deny fuzz bench-wal demo ci clean
+.PHONY: help run check fmt lint test doc deny fuzz bench-wal sim demo ci clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,9 @@ fuzz: ## Fuzz every decoder, FUZZ_SECONDS each (nightly and cargo-fuzz)
 	@for target in $(FUZZ_TARGETS); do \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
+
+sim: ## The simulation with SIM_SEEDS seeds; one that fails says how it is replayed
+	KV_SIM_SEEDS=$(SIM_SEEDS) cargo test --release -p kv-replication --test simulation -- --nocapture
 
 bench-wal: ## The log's speed beside a bare loop of write and sync (BENCH_DIR, BENCH_SECONDS)
 	cargo run --release -p kv-node --example bench_wal

@@ -42,32 +42,6 @@ fn outcome(plan: Plan) -> Result<Coverage, String> {
 }
 
 #[test]
-#[ignore]
-fn survey() {
-    std::panic::set_hook(Box::new(|_| {}));
-    let number = |name| std::env::var(name).ok().map(|v: String| v.parse::<u64>().expect("a number"));
-    let from = number("KV_SIM_FROM").unwrap_or(0);
-    let (mut bad, mut all) = (0, 0);
-    for seed in from..from + number("KV_SIM_SEEDS").unwrap_or(500) {
-        all += 1;
-        let plan = Plan::of(seed, Rules::default(), DiskRules::default());
-        if let Err(e) = outcome(plan) {
-            bad += 1;
-            if bad < 25 {
-                println!(
-                    "{seed} d{} i{} h{}: {}",
-                    u8::from(plan.durable),
-                    u8::from(plan.intervene),
-                    u8::from(plan.harmful),
-                    &e[..e.len().min(330)]
-                );
-            }
-        }
-    }
-    println!("{bad} of {all}");
-}
-
-#[test]
 fn nothing_acknowledged_is_lost_whatever_breaks() {
     let number = |name| std::env::var(name).ok().map(|v: String| v.parse().expect("a number"));
     let seeds = match number("KV_SIM_SEED") {
