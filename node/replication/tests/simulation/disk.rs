@@ -327,8 +327,8 @@ impl Disk {
         };
         if let Some(fault) = &restored.fault {
             self.faulty = true;
-            if self.harm == Harm::None && std::env::var_os("KV_SIM_DUMP").is_some() {
-                println!("{}", self.dump());
+            if self.harm == Harm::None {
+                self.show();
             }
             return ensure(self.harm != Harm::None, || format!("{node} is taken for damaged, and is not: {fault}"));
         }
@@ -342,6 +342,7 @@ impl Disk {
         if let Err(without) = without {
             self.last = Some(self.durable.bring_batch(&in_flight));
             self.durable.check(restored, &self.published).map_err(|with| {
+                self.show();
                 format!("{node} came back ({:?}) with {with}; or without its last batch: {without}", self.harm)
             })?;
         }
@@ -497,8 +498,11 @@ impl Disk {
         process.table.digest()
     }
 
-    /// What the files have, to be looked at when a run fails.
-    pub(crate) fn dump(&self) -> String {
+    /// Prints what the files have, if somebody wants to look at it.
+    fn show(&self) {
+        if std::env::var_os("KV_SIM_DUMP").is_none() {
+            return;
+        }
         let mut out = String::new();
         for start in self.files.borrow().checkpoints.keys() {
             out += &format!("{}: checkpoint from {start}\n", self.identity.node);
@@ -521,7 +525,7 @@ impl Disk {
                 out += &format!("    committed {}: {what}\n", entry.committed);
             }
         }
-        out
+        println!("{out}");
     }
 
     /// All batches that are intact, in their order.
@@ -552,6 +556,7 @@ impl Disk {
     /// that epoch, and nothing here can tell.
     pub(crate) fn damage(&mut self, random: &mut Random) -> Result<Harm, String> {
         assert!(self.process.is_none() && self.harm == Harm::None && !self.faulty, "it is down, and not harmed yet");
+        self.files.borrow_mut().sync_all(); // The kernel has had the time for it.
         let found = self.read_back();
         self.compare(&found)?;
         if random.one_in(12)
@@ -591,9 +596,7 @@ impl Disk {
             }
             Some(_) => Harm::Damage,
         };
-        if std::env::var_os("KV_SIM_DUMP").is_some() {
-            println!("{}\nflips a bit at {at} of {segment}, {:?}", self.dump(), self.harm);
-        }
+        self.show();
         self.files.borrow_mut().segments.get_mut(&segment).expect("it is there")[at] ^= 1 << random.below(8);
         Ok(self.harm)
     }

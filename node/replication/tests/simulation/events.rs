@@ -111,12 +111,10 @@ impl World {
             }
             None => false,
         };
-        if !self.plan.durable && !self.nodes.iter().all(has_all) {
-            return;
-        }
+        let may_release = self.plan.durable || self.nodes.iter().all(has_all);
         let node = &mut self.nodes[node];
         if let Some(replica) = node.replica.as_ref().filter(|r| r.role() != Role::Refused) {
-            node.disk.keep_short(replica.configuration(), replica.committed(), &mut self.random);
+            node.disk.keep_short(replica, may_release, &mut self.random);
         }
     }
 

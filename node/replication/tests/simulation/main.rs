@@ -62,6 +62,9 @@ fn nothing_acknowledged_is_lost_whatever_breaks() {
     assert!(seldom > Some(0) || seeds.end - seeds.start < 100, "the simulation does not reach everything");
 }
 
+/// Within so many seeds a rule that is off is noticed.
+const MUTATION_SEEDS: u64 = 3000;
+
 /// A switch that turns a rule off.
 type Mutation = fn(&mut Rules);
 
@@ -82,8 +85,30 @@ fn every_rule_is_needed() {
     for (name, mutation) in mutations {
         let mut rules = Rules::default();
         mutation(&mut rules);
+        let caught = (0..MUTATION_SEEDS)
+            .find_map(|seed| Some((seed, outcome(Plan::of(seed, rules, DiskRules::default())).err()?)));
+        let (seed, violation) = caught.unwrap_or_else(|| panic!("{name}: not caught"));
+        println!("{name}: caught by seed {seed}: {violation}");
+    }
+}
+
+/// A switch that turns a rule of whoever keeps a log off.
+type DiskMutation = fn(&mut DiskRules);
+
+#[test]
+fn every_rule_of_the_disk_is_needed() {
+    let mutations: [(&str, DiskMutation); 5] = [
+        ("acknowledge before the sync", |r| r.sync_first = false),
+        ("count what was restored, though it was not synced", |r| r.sync_at_start = false),
+        ("publish a checkpoint before the log is on disk to its end", |r| r.publish_when_on_disk = false),
+        ("let segments go before the copies of what they have are on disk", |r| r.copies_on_disk_first = false),
+        ("tell of a configuration or a cut before it is on disk", |r| r.barriers = false),
+    ];
+    for (name, mutation) in mutations {
+        let mut rules = DiskRules::default();
+        mutation(&mut rules);
         let caught =
-            (0..1000).find_map(|seed| Some((seed, outcome(Plan::of(seed, rules, DiskRules::default())).err()?)));
+            (0..MUTATION_SEEDS).find_map(|seed| Some((seed, outcome(Plan::of(seed, Rules::default(), rules)).err()?)));
         let (seed, violation) = caught.unwrap_or_else(|| panic!("{name}: not caught"));
         println!("{name}: caught by seed {seed}: {violation}");
     }

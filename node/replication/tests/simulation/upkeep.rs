@@ -6,6 +6,7 @@ use crate::{
     random::Random,
 };
 use kv_proto::{cluster_map::Configuration, ids::Lsn, replication::Position};
+use kv_replication::replica::Replica;
 use kv_storage::{
     checkpoint::{Encoder, Header},
     table::Walk,
@@ -45,8 +46,8 @@ struct Copy {
 }
 
 impl Disk {
-    /// Does the next thing that keeps the log short, if there is one.
-    pub(crate) fn keep_short(&mut self, configuration: &Configuration, committed: Lsn, random: &mut Random) {
+    /// Does the next thing that keeps the log short, if there is one; a checkpoint is begun only if the log may lose what it has.
+    pub(crate) fn keep_short(&mut self, replica: &Replica, may_release: bool, random: &mut Random) {
         let Some(process) = &mut self.process else { return };
         if process.upkeep.checkpoint.is_some() {
             return self.go_on_with_checkpoint();
@@ -62,11 +63,13 @@ impl Disk {
         let needed = oldest.and_then(|(age, needed)| Some((age, needed.iter().find(|(id, _)| *id == PARTITION)?.1)));
         if let Some((age, upto)) = needed
             && random.one_in(2)
-            && self.copy_forward(age, upto, committed)
+            && self.copy_forward(age, upto, replica.committed())
         {
             return;
         }
-        self.begin_checkpoint(configuration);
+        if may_release {
+            self.begin_checkpoint(replica.configuration());
+        }
     }
 
     fn begin_checkpoint(&mut self, configuration: &Configuration) {
