@@ -1,11 +1,12 @@
 # What a developer runs; `.ci/run` runs the same commands.
 
 FUZZ_SECONDS ?= 60
-SIM_SEEDS ?= 5000
+# Seeds that `make sim` runs; KV_SIM_SEED=N replays seed N alone.
+KV_SIM_SEEDS ?= 5000
 FUZZ_TARGETS = $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt lint test doc deny fuzz bench-wal sim demo ci clean
+.PHONY: help run check fmt lint test sim doc deny fuzz bench-wal demo ci clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +26,9 @@ lint: ## Clippy, warnings are errors
 test: ## All tests: units, golden bytes, properties, whole clusters
 	cargo test --workspace
 
+sim: ## The simulation over KV_SIM_SEEDS seeds (5000), optimised; a failure prints its seed, KV_SIM_SEED=N replays it
+	KV_SIM_SEEDS=$(KV_SIM_SEEDS) cargo test --release -p kv-replication --test simulation -- --nocapture
+
 doc: ## The documentation of all modules, private ones too; warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
@@ -35,9 +39,6 @@ fuzz: ## Fuzz every decoder, FUZZ_SECONDS each (nightly and cargo-fuzz)
 	@for target in $(FUZZ_TARGETS); do \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
-
-sim: ## The simulation with SIM_SEEDS seeds; one that fails says how it is replayed
-	KV_SIM_SEEDS=$(SIM_SEEDS) cargo test --release -p kv-replication --test simulation -- --nocapture
 
 bench-wal: ## The log's speed beside a bare loop of write and sync (BENCH_DIR, BENCH_SECONDS)
 	cargo run --release -p kv-node --example bench_wal

@@ -577,7 +577,7 @@ impl Disk {
             0 => (segment, random.below(BLOCK_BYTES as u64) as usize),
             1 => (segment, random.below(self.segment_bytes) as usize),
             what => {
-                let last = if what < 4 { batches.len().min(3) } else { batches.len() };
+                let last = [1, 3, batches.len()][what as usize % 3].min(batches.len());
                 let batch = &batches[batches.len() - 1 - random.below(last as u64) as usize];
                 let bytes = (batch.place.end - batch.place.start) as u64;
                 (batch.segment, batch.place.start + random.below(bytes) as usize)

@@ -50,7 +50,7 @@ impl World {
             22 | 32 | 33 => self.keep_short(node),
             34 if self.below(2 * self.plan.calm) == 0 => self.crash(node),
             34 => {
-                if self.plan.harmful && self.below(3) == 0 {
+                if self.plan.harmful && self.below(2) == 0 {
                     self.harm(node)?;
                 }
                 self.start(node);
