@@ -156,25 +156,22 @@ impl Executor {
         let storage = self.shared.storage.clone();
         storage.let_go();
         let table_bytes = self.shared.memory.bytes();
-        let able = |id: &PartitionId| {
+        // A checkpoint is of what is committed, in a configuration that is on disk.
+        let able = |id: PartitionId, upto: Lsn| {
             let partition = self.partitions.get(usize::from(id.0)).and_then(Option::as_ref);
-            partition.is_some_and(|p| p.kept.adopted)
+            partition.is_some_and(|p| p.kept.adopted && p.kept.is_settled() && upto <= p.replica.committed())
         };
-        let Some((age, id, upto)) = storage.overdue(table_bytes, |id| able(&id)) else { return Due::Nothing };
+        let Some((age, id, upto)) = storage.overdue(table_bytes, able) else { return Due::Nothing };
         let partition = self.partition(id).expect("it was asked for as one that is here");
         let records = partition.replica.committed().0 - partition.kept.released.lsn.0;
         let few = records.saturating_mul(KEYS_PER_COPIED_RECORD) <= partition.keys();
-        if few && upto <= partition.replica.committed() {
-            Due::Copy { partition: id, age, upto }
-        } else {
-            Due::Checkpoint(id)
-        }
+        if few { Due::Copy { partition: id, age, upto } } else { Due::Checkpoint(id) }
     }
 
     fn begin_checkpoint(&mut self, id: PartitionId) -> Option<(CheckpointFile, Position, Encoder, Vec<u8>)> {
         self.checkpoints.published = None;
         let (executor, storage) = (self.index, self.shared.storage.clone());
-        let partition = self.partition(id)?;
+        let partition = self.partition(id).filter(|p| p.kept.is_settled())?;
         let start: Position = partition.applied();
         let header = Header {
             cluster: storage.cluster().unwrap_or_default(),

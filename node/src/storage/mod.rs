@@ -251,7 +251,7 @@ impl Storage {
     pub(crate) fn overdue(
         &self,
         table_bytes: u64,
-        able: impl Fn(PartitionId) -> bool,
+        able: impl Fn(PartitionId, Lsn) -> bool,
     ) -> Option<(u64, PartitionId, Lsn)> {
         let budget = self.settings.max_log_bytes.max(table_bytes);
         let catalog = self.catalog();
@@ -259,7 +259,7 @@ impl Storage {
             return None;
         }
         let (age, needed) = catalog.oldest()?;
-        needed.into_iter().find(|(id, _)| able(*id)).map(|(id, last)| (age, id, last))
+        needed.into_iter().find(|(id, upto)| able(*id, *upto)).map(|(id, last)| (age, id, last))
     }
 }
 

@@ -81,10 +81,16 @@ impl Kept {
         self.index.find(self.released.lsn.next(), usize::MAX)
     }
 
+    /// Whether every configuration and cut that the replica appended is on disk.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.on_disk >= self.barrier
+    }
+
     /// How many entries the replica can be told of, if these are more than it was. `at_once` says that it need not wait
     /// for the disk.
     pub fn take_news(&mut self, at_once: bool) -> Option<u64> {
-        let upto = if at_once && self.on_disk >= self.barrier { self.appended } else { self.on_disk };
+        let upto = if at_once && self.is_settled() { self.appended } else { self.on_disk };
         (upto > self.told).then(|| {
             self.told = upto;
             upto
@@ -175,6 +181,7 @@ mod tests {
         let mut kept = Kept::default();
         kept.handle_append(&LogEntry::Cut { from: Lsn(1) });
         kept.handle_append(&record);
+        assert!(!kept.is_settled());
         assert_eq!(kept.take_news(true), None);
         kept.handle_flushed(&part(1, 0));
         assert_eq!(kept.take_news(true), Some(2));
