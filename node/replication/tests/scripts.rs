@@ -369,9 +369,13 @@ impl goldenscript::Runner for Script {
                 let (node, to) = (node(0)?, node(1)?);
                 let after = self.reads.remove(&(node, to)).ok_or("nothing is read")?;
                 let records = self.disks[&node].records();
-                let previous = after.0.checked_sub(1).map(|at| records[at as usize].position).unwrap_or_default();
+                let mut previous = after.0.checked_sub(1).map(|at| records[at as usize].position).unwrap_or_default();
                 let mut records = records[after.0 as usize..].to_vec();
-                records.truncate(if words.get(2) == Some(&"lost") { 0 } else { count });
+                records.truncate(count);
+                if words.get(2) == Some(&"lost") {
+                    records.clear();
+                    previous.epoch = Epoch(0);
+                }
                 self.give(node, Event::LogRead { to, previous, records }, &mut out)?;
             }
             "send" => self.send(node(0)?, &mut out)?,
