@@ -79,7 +79,7 @@ impl Partition {
     ) -> Self {
         let recovery::Partition { table, restored, released, index } = restored;
         let applied = restored.applied;
-        let last = restored.tail.last().map_or(applied, |record| record.position);
+        let last = restored.last();
         let kept = Kept::new(released, last.lsn, index);
         let replica = Replica::new(id, me, configuration, restored, options, now, out);
         Partition { replica, queued: false, kept, applied, table, pending: Pending::default() }

@@ -113,8 +113,7 @@ impl Storage {
         }
         for (id, partition) in &restored.recovered.partitions {
             if partition.restored.fault.is_none() {
-                let last = partition.restored.tail.last().map_or(partition.restored.applied, |r| r.position);
-                catalog.void(*id, last.lsn.next());
+                catalog.void(*id, partition.restored.last().lsn.next());
             }
         }
         let tables = restored

@@ -39,6 +39,14 @@ pub struct Restored {
     pub fault: Option<String>,
 }
 
+impl Restored {
+    /// The last record that is on disk, in the table or behind it.
+    #[must_use]
+    pub fn last(&self) -> Position {
+        self.tail.last().map_or(self.applied, |record| record.position)
+    }
+}
+
 /// The end of the log that is held in memory, and what of the log is on disk.
 #[derive(Debug)]
 pub(super) struct Log {

@@ -113,7 +113,7 @@ impl Log {
         let here = self.records.get(..applied).map(|r| r.last().map(|r| r.position).unwrap_or_default());
         let same = here == Some(found.applied) && self.records[applied..] == found.tail[..];
         ensure(same, || {
-            let end = found.tail.last().map_or(found.applied, |r| r.position);
+            let end = found.last();
             format!("applied {}, then {} to {end}; it was {}", found.applied, found.tail.len(), self.last())
         })?;
         let epoch = |c: &Option<Configuration>| c.as_ref().map(|c| c.epoch);
@@ -258,7 +258,7 @@ impl Disk {
             (recovery::Partition { restored, ..recovery::Partition::default() }, Vec::new())
         });
         let recovery::Partition { table, restored, released, index } = found;
-        let last = restored.tail.last().map_or(restored.applied, |record| record.position);
+        let last = restored.last();
         let mut catalog = Catalog::default();
         catalog.release(PARTITION, released.lsn);
         if restored.fault.is_some() {

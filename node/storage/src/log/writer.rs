@@ -155,18 +155,14 @@ impl<M: Media> Writer<M> {
     /// # Errors
     /// When that cannot be done.
     pub fn open(&mut self) -> Result<(), WriteError> {
-        self.write_batch(Vec::new()).map(drop)
+        self.write(Vec::new()).map(drop)
     }
 
-    /// Makes the chunks, which are not empty, one batch, writes and syncs it.
+    /// Makes the chunks one batch, writes and syncs it; without any, only what begins a segment is in it.
     ///
     /// # Errors
     /// When they are not on disk, or it is not known whether they are.
     pub fn write(&mut self, chunks: Vec<Chunk>) -> Result<Flushed, WriteError> {
-        self.write_batch(chunks)
-    }
-
-    fn write_batch(&mut self, chunks: Vec<Chunk>) -> Result<Flushed, WriteError> {
         assert!(!self.failed, "after an error nothing is written any more");
         let body: usize = chunks.iter().map(|c| c.body.len()).sum();
         let needed = (BATCH_HEADER_BYTES + body).next_multiple_of(BLOCK_BYTES) as u64;
