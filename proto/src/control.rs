@@ -102,6 +102,14 @@ pub enum Change {
         /// Who follows from now on.
         in_sync: Vec<Member>,
     },
+    /// A person, who made sure that the old leader is stopped: this replica leads alone, whatever it has. What it lacks is
+    /// lost, and a new history begins.
+    ForceRecover {
+        /// Who leads from now on.
+        leader: Member,
+        /// The history that begins.
+        history: HistoryId,
+    },
 }
 
 #[cfg(test)]

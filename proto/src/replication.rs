@@ -82,6 +82,10 @@ pub enum PeerBody {
     Beacon {
         /// Everything up to here is committed.
         committed: Lsn,
+        /// When it was sent, in nanoseconds of the leader's clock; means nothing to anybody else.
+        sent: u64,
+        /// Whether the leader serves: all that it adopted is committed.
+        serving: bool,
     },
     /// Follower to leader: the answer to both, and to a Prepare once its records are flushed.
     Report {
@@ -91,6 +95,11 @@ pub enum PeerBody {
         flushed: Lsn,
         /// Everything up to here is in its table.
         applied: Lsn,
+        /// When the newest beacon that it answered was sent: for a while from its answer on, it follows no other leader.
+        /// 0 before it answered any.
+        answers: u64,
+        /// What its log stands on.
+        basis: Basis,
     },
     /// Follower to leader: a Prepare does not follow what is here.
     Gap {
@@ -111,6 +120,36 @@ pub enum PeerBody {
         /// The last record that it has.
         last: Position,
     },
+    /// Old leader to the leader of the next epoch, in the name of the old epoch: nothing is served in it any more.
+    Resign,
+    /// Leader to learner: a copy of the table follows. Whatever the learner has is void.
+    CopyBegin {
+        /// Everything up to here is in the copy.
+        start: Position,
+    },
+    /// A part of the copy.
+    CopyPart {
+        /// As the checkpoint's format has it.
+        bytes: Vec<u8>,
+    },
+    /// The end of the copy.
+    CopyEnd {
+        /// Some of what was written up to here is in the copy: with all of it, the table is whole.
+        end: Lsn,
+        /// The digest of the table then.
+        digest: u64,
+    },
+}
+
+/// What the log of a replica stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Basis {
+    /// A table that is on its disk.
+    Table,
+    /// A copy of a table that is not on its disk yet.
+    Copy,
+    /// Nothing: what it has cannot be used, it needs a copy of the table.
+    Nothing,
 }
 
 #[cfg(test)]

@@ -70,6 +70,8 @@ pub enum Role {
     Leader,
     /// Holds what the leader sends.
     Follower,
+    /// Catches up with the leader, to become a follower.
+    Learner,
     /// Refuses its part: it has not the data that made it a member.
     Refused,
 }
@@ -81,6 +83,7 @@ impl Role {
         match self {
             Role::Leader => "leader",
             Role::Follower => "follower",
+            Role::Learner => "learner",
             Role::Refused => "refused",
         }
     }

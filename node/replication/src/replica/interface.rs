@@ -14,10 +14,25 @@ use std::{sync::Arc, time::Duration};
 pub struct Options {
     /// How often a leader asks its followers whether they are there.
     pub beacon_interval: Duration,
-    /// How long a follower may be silent until the leader takes no more writes.
+    /// How long a leader may serve after it sent a beacon that every follower answered.
+    pub lease: Duration,
+    /// How long a follower may be silent until the leader wants to go on without it.
     pub suspect_after: Duration,
-    /// How long a new leader waits, from its start and from its last answer to another leader, until it serves.
+    /// How long what a follower was sent may wait to be on its disk until the leader wants to go on without it.
+    pub flush_within: Duration,
+    /// How long a follower waits, from its last answer to the leader, until it asks to take over; and how long a new
+    /// leader waits, from its start and from its last answer to another leader, until it serves. Longer than the lease.
     pub grace: Duration,
+    /// How long a replica that was just started waits for others before it changes the configuration: they may be
+    /// reading their logs.
+    pub start_patience: Duration,
+    /// What a leader needs to serve reads.
+    pub reads: Reads,
+    /// How many replicas must be members so that writes are taken and committed.
+    pub min_in_sync: u16,
+    /// Whether a record is committed when it is on the disk of every member, or already when it is in their memory: then
+    /// a replica that was not stopped in order may have lost some.
+    pub durable: bool,
     /// How often a change of the configuration is asked for again while nothing happens.
     pub propose_interval: Duration,
     /// Bytes of records in one message, as they travel; a longer record travels alone. Small enough that a message of
@@ -36,8 +51,14 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             beacon_interval: Duration::from_millis(100),
+            lease: Duration::from_secs(1),
             suspect_after: Duration::from_secs(1),
+            flush_within: Duration::from_secs(2),
             grace: Duration::from_millis(1500),
+            start_patience: Duration::from_secs(4),
+            reads: Reads::Lease,
+            min_in_sync: 1,
+            durable: true,
             propose_interval: Duration::from_millis(500),
             message_bytes: 32 * 1024,
             max_pending_bytes: 16 * 1024 * 1024,
@@ -45,6 +66,25 @@ impl Default for Options {
             rules: Rules::default(),
         }
     }
+}
+
+/// What a leader needs to serve reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// A lease: every follower answered a beacon that was sent less than [`Options::lease`] ago. Needs clocks that run
+    /// at about the same rate, and machines that do not stop as a whole.
+    Lease,
+    /// A confirmation: every follower answered a beacon that was sent after the read came. Needs no clock.
+    Confirm,
+}
+
+/// How a read may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadCheck {
+    /// From the table, now.
+    Now,
+    /// From the table as it is when an [`Event::ClientBarrier`] is answered.
+    AfterBarrier,
 }
 
 /// Names who waits for an answer; chosen by the embedder.
@@ -63,8 +103,9 @@ pub enum Event {
         /// Who waits.
         token: Token,
     },
-    /// An answer that depends on what was prepared so far, as a refused condition does: it may be given when that
-    /// is committed. Answered by one [`Action::Reply`] with its token.
+    /// An answer that depends on what was prepared so far, as a refused condition does, or a read that cannot be answered
+    /// at once: it may be given when all of that is committed and the replica is sure to lead. Answered by one
+    /// [`Action::Reply`] with its token.
     ClientBarrier {
         /// Who waits.
         token: Token,
@@ -107,6 +148,27 @@ pub enum Event {
     },
     /// The partition has this configuration.
     ConfigChanged(Configuration),
+    /// Leadership is to pass to another replica. Nothing happens if this one does not lead, or nobody can take over.
+    Handoff {
+        /// To whom; `None` to any in-sync follower.
+        to: Option<NodeId>,
+        /// Whether this replica stops, and is left out.
+        leaves: bool,
+    },
+    /// The leader is to go on without a follower.
+    DropFollower {
+        /// Which.
+        node: NodeId,
+    },
+    /// The copy of the table that [`Action::SendCopy`] wanted is on its way, whole.
+    CopySent {
+        /// To whom.
+        to: NodeId,
+        /// Its start.
+        start: Position,
+    },
+    /// The table that was loaded from a copy is on disk, as of some record from the copy's end on.
+    CopyKept,
     /// The time of [`Replica::poll_timeout`](super::Replica::poll_timeout) has come.
     Timeout,
 }
@@ -123,6 +185,27 @@ pub enum Action {
         to: NodeId,
         /// The LSN of the record before the first.
         after: Lsn,
+    },
+    /// Send a learner a copy of the table: [`PeerBody::CopyBegin`] with the last record applied now, parts, and
+    /// [`PeerBody::CopyEnd`], in this order on its connection; then say [`Event::CopySent`]. It is given up when the connection is
+    /// lost or the epoch changes; there is at most one for each learner. Meanwhile the log keeps what follows the start.
+    SendCopy {
+        /// Whom it is for.
+        to: NodeId,
+    },
+    /// The table is void, and so is everything known to be on disk of it: a copy comes.
+    ResetTable,
+    /// Put these entries into the table.
+    LoadTable {
+        /// Of [`PeerBody::CopyPart`].
+        bytes: Vec<u8>,
+    },
+    /// The copy is loaded: once everything up to its end is applied, bring the table to disk and say [`Event::CopyKept`].
+    KeepTable {
+        /// The end of the copy.
+        end: Lsn,
+        /// The digest of the table as of `end`.
+        digest: u64,
     },
     /// Ask the controller to change the configuration that the replica is in; the answer is a new configuration.
     Propose(Change),
@@ -172,6 +255,12 @@ pub enum Refusal {
         "follower {0} does not answer, so that no write can be promised to be at every in-sync replica; reads go on"
     )]
     FollowerUnreachable(NodeId),
+    /// Leadership is about to pass to another replica.
+    #[error("leadership of the partition is about to pass to another node")]
+    HandingOff,
+    /// Too few members.
+    #[error("the partition has fewer in-sync replicas than --min-in-sync asks for, so that no write is taken; reads go on")]
+    TooFewInSync,
     /// Too much is waiting to be replicated.
     #[error("too many writes wait to be replicated")]
     Overloaded,

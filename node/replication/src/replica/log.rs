@@ -24,6 +24,14 @@ pub enum LogEntry {
     },
     /// The replica takes part in this configuration from now on.
     Configuration(Configuration),
+    /// Everything before this entry is void, the table too; the log goes on from `base`, with a copy of another replica's
+    /// table.
+    Reset {
+        /// The configuration that the replica takes part in.
+        configuration: Configuration,
+        /// The last record that the copy has.
+        base: Position,
+    },
 }
 
 /// What disk and table hold of a partition when its replica is made anew.
@@ -37,6 +45,9 @@ pub struct Restored {
     pub tail: Vec<Record>,
     /// Why the log cannot be trusted, in a sentence, if it cannot.
     pub fault: Option<String>,
+    /// Whether records that this replica said it had may be missing: it was not stopped in order, and committed records
+    /// need not have been on its disk.
+    pub incomplete: bool,
 }
 
 impl Restored {
