@@ -17,7 +17,7 @@ use crate::{configuration, placement};
 use kv_proto::{
     cluster_map::{AckMode, ClusterMap, Configuration, MAX_PARTITIONS, Node, Partition, Shard},
     control::{Change, Proposal},
-    ids::{ClusterId, Epoch, HistoryId, MapVersion, NodeId, PartitionId, ShardId},
+    ids::{ClusterId, Epoch, HistoryId, MapVersion, Member, NodeId, PartitionId, ShardId},
 };
 
 /// Most replicas that a partition can have.
@@ -89,6 +89,16 @@ pub enum ProposalRefusal {
     /// The change is not allowed.
     #[error(transparent)]
     Configuration(#[from] configuration::Refusal),
+    /// Who is forced to lead is not there.
+    #[error("{member} cannot lead partition {partition}: {why}")]
+    CannotLead {
+        /// Who was to lead.
+        member: Member,
+        /// What.
+        partition: PartitionId,
+        /// Why not.
+        why: String,
+    },
 }
 
 /// Why a node cannot take part; the text says what to do.
@@ -307,8 +317,9 @@ impl Cluster {
                 if self.was_carried_out(proposal) {
                     return None;
                 }
-                match configuration::apply(self.map.configuration(proposal.partition), proposal) {
-                    Err(refusal) => Some(refusal.into()),
+                let next = configuration::apply(self.map.configuration(proposal.partition), proposal);
+                match next.map_err(ProposalRefusal::from).and_then(|next| self.check_forced(proposal).map(|()| next)) {
+                    Err(refusal) => Some(refusal),
                     Ok(next) => {
                         self.adopt(proposal, next);
                         changed = true;
@@ -321,6 +332,21 @@ impl Cluster {
             self.map.version = MapVersion(self.map.version.0 + 1);
         }
         decided
+    }
+
+    /// All other changes name members, who were admitted; who is forced to lead can be anybody.
+    fn check_forced(&self, proposal: &Proposal) -> Result<(), ProposalRefusal> {
+        let Change::ForceRecover { leader, .. } = proposal.change else { return Ok(()) };
+        let shard = self.map.partitions[usize::from(proposal.partition.0)].shard;
+        let why = match self.map.node(leader.node) {
+            None => "no node of this name has ever registered".to_string(),
+            Some(node) if node.shard != shard => {
+                format!("the node is of shard {}, but the partition of shard {shard}", node.shard)
+            }
+            Some(node) if node.disk != leader.disk => format!("the node has registered with disk {}", node.disk),
+            Some(_) => return Ok(()),
+        };
+        Err(ProposalRefusal::CannotLead { member: leader, partition: proposal.partition, why })
     }
 
     fn was_carried_out(&self, proposal: &Proposal) -> bool {
@@ -345,7 +371,7 @@ fn first_history(cluster: ClusterId) -> HistoryId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_proto::ids::{DiskId, Member};
+    use kv_proto::ids::DiskId;
 
     const OURS: ClusterId = ClusterId(1);
 
@@ -502,5 +528,36 @@ mod tests {
         let late = "the proposal replaces epoch 1, but the partition is in epoch 3".to_string();
         assert_eq!(propose(vec![reopen(7, 1, leader)]), (vec![Some(late)], version + 1));
         assert!(propose(vec![reopen(7, u64::MAX, leader)]).0[0].is_some());
+    }
+
+    #[test]
+    fn only_a_node_of_the_shard_with_the_disk_that_it_registered_is_forced_to_lead() {
+        let mut cluster = complete();
+        let partition = PartitionId(3);
+        let shard = cluster.map.partitions[3].shard.0;
+        let member = |node: &str, disk| Member { node: NodeId::new(node).expect("a node id"), disk: DiskId(disk) };
+        let force = |epoch, leader| Proposal {
+            id: 7,
+            partition,
+            epoch: Epoch(epoch),
+            change: Change::ForceRecover { leader, history: HistoryId(99) },
+        };
+        let (own, other) = (format!("s{shard}-follower"), format!("s{}-follower", 1 - shard));
+        let before = cluster.clone();
+        for (leader, why) in [
+            (member("x", 1), "no node of this name has ever registered".to_string()),
+            (member(&other, 1), format!("the node is of shard {}, but the partition of shard {shard}", 1 - shard)),
+            (member(&own, 2), format!("the node has registered with disk {}", DiskId(1))),
+        ] {
+            let refused = Some(ProposalRefusal::CannotLead { member: leader, partition, why });
+            assert_eq!(cluster.apply(&Command::Propose(vec![force(1, leader)])), Ok(Applied::Decided(vec![refused])));
+        }
+        assert_eq!(cluster, before);
+        // With a disk that it has now, but that was never a member's.
+        register(&mut cluster, node(&own, 2, shard)).expect("registered again");
+        let forced = cluster.apply(&Command::Propose(vec![force(1, member(&own, 2))]));
+        assert_eq!(forced, Ok(Applied::Decided(vec![None])));
+        let next = cluster.map.configuration(partition).expect("created");
+        assert_eq!((next.epoch, next.history, next.leader), (Epoch(2), HistoryId(99), member(&own, 2)));
     }
 }

@@ -5,8 +5,9 @@
 //! call the same function. PacificA (MSR-TR-2008-25), sections 2.2 and 2.4.
 //!
 //! # Invariants
-//! * Every accepted change raises the epoch by exactly one and keeps the history.
-//! * Whoever leads after a change was a member before it; only `Create` and `Add` admit members.
+//! * Every accepted change raises the epoch by exactly one. All but `ForceRecover` keep the history, which it always changes.
+//! * Whoever leads after a change was a member before it, but after `ForceRecover`; nothing but this, `Create` and `Add`
+//!   admits members.
 //! * A member is a node *with its disk*: a node that lost its disk is a stranger under its old name.
 //! * No node is a member twice, under whatever disks.
 //!
@@ -62,6 +63,9 @@ pub enum Refusal {
     /// A drop that drops nobody.
     #[error("the proposal names no follower to drop")]
     NobodyToDrop,
+    /// A forced recovery that goes on in the history whose end it declares lost.
+    #[error("a forced recovery begins another history than {0}, in which the partition is")]
+    SameHistory(HistoryId),
 }
 
 /// Makes the configuration that follows `current` by a proposal; `current` is `None` before the partition is created.
@@ -118,6 +122,12 @@ pub fn apply(current: Option<&Configuration>, proposal: &Proposal) -> Result<Con
             }
             (*to, in_sync.clone())
         }
+        Change::ForceRecover { leader, history } => {
+            if *history == current.history {
+                return Err(Refusal::SameHistory(*history));
+            }
+            return configuration(current.epoch.next(), *history, *leader, Vec::new());
+        }
     };
     configuration(current.epoch.next(), current.history, leader, in_sync)
 }
@@ -159,11 +169,11 @@ fn must_differ(members: &[Member]) -> Result<(), Refusal> {
     }
 }
 
-/// In whose name a change is asked for; `None` for the controller's own.
+/// In whose name a change is asked for; `None` for those that no replica may ask for.
 #[must_use]
 pub fn asking(change: &Change) -> Option<Member> {
     match change {
-        Change::Create { .. } => None,
+        Change::Create { .. } | Change::ForceRecover { .. } => None,
         Change::Takeover { follower, .. } => Some(*follower),
         Change::Drop { leader, .. }
         | Change::Reopen { leader }
@@ -228,6 +238,22 @@ mod tests {
         for (name, change, leader, in_sync) in cases {
             let next = Configuration { epoch: Epoch(6), history: HistoryId(7), leader, in_sync };
             assert_eq!(apply(Some(&abc()), &proposal(5, change)), Ok(next), "{name}");
+        }
+    }
+
+    /// A person knows what no replica can: that the leader will not come back.
+    #[test]
+    fn a_forced_recovery_makes_whom_it_names_lead_alone_in_a_new_history() {
+        let (a, c, d) = (member("a", 1), member("c", 1), member("d", 1));
+        for leader in [a, c, d, member("b", 2)] {
+            let force = |epoch, history| proposal(epoch, Change::ForceRecover { leader, history: HistoryId(history) });
+            let next = Configuration { epoch: Epoch(6), history: HistoryId(8), leader, in_sync: vec![] };
+            assert_eq!(apply(Some(&abc()), &force(5, 8)), Ok(next), "{leader}");
+            assert_eq!(apply(Some(&abc()), &force(5, 7)), Err(Refusal::SameHistory(HistoryId(7))), "{leader}");
+            let late = Refusal::OtherEpoch { current: Epoch(5), proposed: Epoch(4) };
+            assert_eq!(apply(Some(&abc()), &force(4, 8)), Err(late), "{leader}");
+            assert_eq!(apply(None, &force(0, 8)), Err(Refusal::NotCreated), "{leader}");
+            assert_eq!(asking(&force(5, 8).change), None, "no replica may ask for it");
         }
     }
 
@@ -309,6 +335,8 @@ mod tests {
             6 => (any_member(), any_member()).prop_map(|(leader, learner)| Change::Add { leader, learner }),
             4 => (any_member(), any_member(), members())
                 .prop_map(|(leader, to, in_sync)| Change::Handoff { leader, to, in_sync }),
+            1 => (any_member(), 0..4u32)
+                .prop_map(|(leader, history)| Change::ForceRecover { leader, history: HistoryId(history) }),
         ]
     }
 
@@ -324,7 +352,7 @@ mod tests {
                     match &mut change {
                         Change::Drop { leader, .. } | Change::Reopen { leader } | Change::Add { leader, .. }
                         | Change::Handoff { leader, .. } => *leader = c.leader,
-                        Change::Create { .. } | Change::Takeover { .. } => {}
+                        Change::Create { .. } | Change::Takeover { .. } | Change::ForceRecover { .. } => {}
                     }
                 }
                 let now = current.as_ref().map_or(0, |c| c.epoch.0);
@@ -336,7 +364,11 @@ mod tests {
                 prop_assert_eq!(next.epoch.0, now + 1);
                 let nodes: std::collections::BTreeSet<_> = next.members().map(|m| m.node).collect();
                 prop_assert_eq!(nodes.len(), next.members().count(), "a node is a member twice");
-                if let Some(before) = &current {
+                if let Change::ForceRecover { leader, .. } = asked.change {
+                    prop_assert_ne!(Some(next.history), current.as_ref().map(|c| c.history), "the history goes on");
+                    prop_assert_eq!((next.leader, next.in_sync.len()), (leader, 0));
+                    prop_assert!(current.is_some() && asking(&asked.change).is_none());
+                } else if let Some(before) = &current {
                     prop_assert_eq!(next.history, before.history);
                     prop_assert!(before.is_member(next.leader), "who leads was no member");
                     let admitted = next.members().filter(|m| !before.is_member(*m)).count();

@@ -300,7 +300,10 @@ impl Connection<'_> {
             decided.push(match configuration::asking(&proposal.change) {
                 Some(member) if member == own => None,
                 Some(other) => Some(format!("{own} cannot propose in the name of {other}")),
-                None => Some("partitions are created by the controller alone".to_string()),
+                None => Some(
+                    "no node may ask for this change: the controller creates partitions, a person recovers them"
+                        .to_string(),
+                ),
             });
             if decided.last() == Some(&None) {
                 allowed.push(proposal);

@@ -158,14 +158,16 @@ async fn proposals_are_made_in_ones_own_name() {
             reopen.clone(),
             proposal(3, 0, Change::Create { history: HistoryId(1), leader: own, in_sync: vec![] }),
             proposal(4, 1, Change::Reopen { leader: own }),
+            proposal(5, 2, Change::ForceRecover { leader: own, history: HistoryId(1) }),
         ]))
         .await;
     let FromController::Decided(decided) = decided else { panic!("{decided:?}") };
     let texts: Vec<_> = decided.iter().map(|d| d.as_deref().unwrap_or("carried out")).collect();
     assert!(texts[0].contains("cannot propose in the name of"), "{texts:?}");
     assert_eq!(texts[1], "carried out");
-    assert_eq!(texts[2], "partitions are created by the controller alone");
+    assert!(texts[2].contains("no node may ask for this"), "{texts:?}");
     assert_eq!(texts[3], "the proposal replaces epoch 1, but the partition is in epoch 2");
+    assert!(texts[4].contains("no node may ask for this"), "{texts:?}");
     assert_eq!(node.map().await.configuration(PartitionId(3)).map(|c| c.epoch), Some(Epoch(2)));
     let again = node.ask(&ToController::Propose(vec![reopen])).await;
     assert_eq!(again, FromController::Decided(vec![None]), "sent again, it is found to be carried out");
