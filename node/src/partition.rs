@@ -206,7 +206,7 @@ impl Partition {
         out: &mut Actions,
     ) -> Result<Decision, Refusal> {
         self.replica.check_read()?;
-        let key = effect.key();
+        let key = effect.key().expect("what clients write has a key");
         let there = self.current(key);
         let expired = there.is_some_and(|c| c.has_expired(wall_ms));
         let current = there.filter(|_| !expired).map(|c| self.version(c.lsn));
@@ -254,9 +254,12 @@ impl Partition {
                 self.table.put(key, Entry { lsn, expires, content_type, value });
             }
             Effect::Delete { key } => self.table.remove(key),
+            Effect::Outcome(_) | Effect::Nothing => {}
         }
         self.applied = record.position;
-        self.pending.remove(lsn, effect.key());
+        if let Some(key) = effect.key() {
+            self.pending.remove(lsn, key);
+        }
     }
 
     /// Bytes of memory that its table takes.

@@ -42,10 +42,10 @@ fn effect(payload: &[u8]) -> Effect<'_> {
 impl Pending {
     /// The write at `lsn`, the newest of all, is prepared.
     pub(crate) fn insert(&mut self, lsn: Lsn, payload: Arc<[u8]>) {
-        let key_of = |write: &Write| key_hash(effect(&write.payload).key());
+        let key_of = |write: &Write| effect(&write.payload).key().map_or(0, key_hash);
         let shared = payload.clone();
-        let key = effect(&shared).key();
-        match self.writes.entry(key_hash(key), |w| effect(&w.payload).key() == key, key_of) {
+        let Some(key) = effect(&shared).key() else { return };
+        match self.writes.entry(key_hash(key), |w| effect(&w.payload).key() == Some(key), key_of) {
             hashbrown::hash_table::Entry::Occupied(mut found) => *found.get_mut() = Write { lsn, payload },
             hashbrown::hash_table::Entry::Vacant(place) => {
                 place.insert(Write { lsn, payload });
@@ -55,7 +55,8 @@ impl Pending {
 
     /// The write at `lsn` is applied.
     pub(crate) fn remove(&mut self, lsn: Lsn, key: &[u8]) {
-        if let Ok(found) = self.writes.find_entry(key_hash(key), |w| w.lsn == lsn && effect(&w.payload).key() == key) {
+        let same = |w: &Write| w.lsn == lsn && effect(&w.payload).key() == Some(key);
+        if let Ok(found) = self.writes.find_entry(key_hash(key), same) {
             found.remove();
         }
     }
@@ -63,10 +64,10 @@ impl Pending {
     /// Whether the key has a pending write, and if so the value that it will have; `Some(None)` says that it will have
     /// none.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Current>> {
-        let write = self.writes.find(key_hash(key), |w| effect(&w.payload).key() == key)?;
+        let write = self.writes.find(key_hash(key), |w| effect(&w.payload).key() == Some(key))?;
         Some(match effect(&write.payload) {
             Effect::Put { expires, .. } => Some(Current { lsn: write.lsn, expires }),
-            Effect::Delete { .. } => None,
+            Effect::Delete { .. } | Effect::Outcome(_) | Effect::Nothing => None,
         })
     }
 }

@@ -179,7 +179,7 @@ impl Executor {
         condition: Condition,
         body: &[u8],
     ) -> Option<Response<'static>> {
-        let id = match self.locate(effect.key()) {
+        let id = match self.locate(effect.key().expect("what clients write has a key")) {
             Ok(Place::Here(id)) => id,
             Ok(Place::At(owner)) => return self.forward(owner, origin, deadline, body).err().map(Response::Error),
             Err(error) => return Some(Response::Error(error)),

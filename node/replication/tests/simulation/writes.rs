@@ -52,5 +52,6 @@ pub(crate) fn apply(table: &mut Table, record: &Record) {
             table.put(key, Entry { lsn, expires, content_type, value });
         }
         Effect::Delete { key } => table.remove(key),
+        Effect::Outcome(_) | Effect::Nothing => {}
     }
 }

@@ -259,6 +259,7 @@ impl Replay {
                     self.table.put_if_newer(key, table::Entry { lsn, expires, content_type, value });
                 }
                 Effect::Delete { key } => self.table.remove_if_older(lsn, key),
+                Effect::Outcome(_) | Effect::Nothing => {}
             }
             self.applied = record.position;
             self.check_proof();

@@ -66,6 +66,7 @@ pub(crate) fn apply(table: &mut Table, record: &Record) {
             table.put(key, kv_storage::table::Entry { lsn, expires, content_type, value });
         }
         Effect::Delete { key } => table.remove(key),
+        Effect::Outcome(_) | Effect::Nothing => {}
     }
 }
 

@@ -90,6 +90,7 @@ impl Log {
             let (key, value) = match Effect::decode(&record.payload).expect("an effect") {
                 Effect::Put { key, value, .. } => (key, Some((record.position.lsn, value.to_vec()))),
                 Effect::Delete { key } => (key, None),
+                Effect::Outcome(_) | Effect::Nothing => continue,
             };
             keys.insert(key.to_vec(), value);
         }
