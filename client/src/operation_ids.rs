@@ -16,7 +16,7 @@ use std::sync::{
 pub(crate) struct OperationIds {
     client: ClientId,
     next: AtomicU64,
-    /// By partition the greatest version that is known of it. A lock each: writes of all callers come here.
+    /// By partition the last version that is known of it. A lock each: writes of all callers come here.
     known: OnceLock<Box<[Mutex<Option<Version>>]>>,
 }
 
@@ -37,7 +37,10 @@ impl OperationIds {
     pub(crate) fn learn(&self, partition: PartitionId, version: Version) {
         let known = self.known.get().and_then(|known| known.get(usize::from(partition.0)));
         if let Some(mut known) = known.map(lock) {
-            *known = (*known).max(Some(version));
+            // Histories have no order. What was known of another one was given up with it.
+            if known.is_none_or(|known| known.history != version.history || known.lsn < version.lsn) {
+                *known = Some(version);
+            }
         }
     }
 }
@@ -65,8 +68,8 @@ mod tests {
         ids.learn(PartitionId(1), version(0, 5));
         ids.learn(PartitionId(1), version(0, 3));
         assert_eq!((next(0), next(1)), ((3, 0), (4, 5)));
-        ids.learn(PartitionId(1), version(1, 2));
-        ids.learn(PartitionId(9), version(1, 2));
-        assert_eq!((next(1), next(9)), ((5, 2), (6, 0)), "what was given up with a history is not known any more");
+        ids.learn(PartitionId(1), version(9, 2));
+        ids.learn(PartitionId(7), version(9, 2));
+        assert_eq!((next(1), next(7)), ((5, 2), (6, 0)), "what was given up with a history is not known any more");
     }
 }

@@ -489,7 +489,9 @@ mod tests {
                 log.push((lsn, sequence, effect));
                 log.len()
             };
-            before.iter().for_each(|step| drop(run(&mut operations, step)));
+            for step in &before {
+                run(&mut operations, step);
+            }
             let (mut walked, mut after) = (Operations::default(), Lsn(0));
             let mut take = |operations: &Operations, bytes| {
                 let mut out = Vec::new();
@@ -500,7 +502,9 @@ mod tests {
             };
             for step in &during {
                 match step {
-                    Step::Record(..) => drop(run(&mut operations, step)),
+                    Step::Record(..) => {
+                        run(&mut operations, step);
+                    }
                     Step::Chunk(bytes) => take(&operations, *bytes).unwrap_or_default(),
                 }
             }
@@ -508,7 +512,9 @@ mod tests {
             let whole = [&operations, &walked].map(|o| (o.count(), o.digest(), o.forgotten));
             prop_assert_eq!(whole[0], whole[1]);
             let ended = run(&mut operations, &Step::Chunk(0));
-            since.iter().for_each(|step| drop(run(&mut operations, step)));
+            for step in &since {
+                run(&mut operations, step);
+            }
             // From wherever it is replayed: nothing is taken twice, and nothing left out.
             for from in 0..=ended {
                 let mut replayed = copy(&walked, 50);
