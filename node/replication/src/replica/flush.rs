@@ -64,6 +64,14 @@ impl FlushQueue {
         self.flushed = self.flushed.min(Lsn(from.0 - 1));
     }
 
+    /// A reset was appended, with the epoch that it names if that is a new one. What follows `base` counts on disk as soon
+    /// as it is flushed, which the reset is before; whether the table up to `base` is on disk is not said here.
+    pub(super) fn push_reset(&mut self, base: Lsn, new_epoch: Option<Epoch>) {
+        self.push_cut(Lsn(0).next());
+        self.flushed = base;
+        self.marks.extend(new_epoch.map(|epoch| (self.appended, Mark::Epoch(epoch))));
+    }
+
     /// The first `entries` entries are on disk.
     ///
     /// # Panics

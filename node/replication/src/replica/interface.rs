@@ -148,6 +148,12 @@ pub enum Event {
     },
     /// The partition has this configuration.
     ConfigChanged(Configuration),
+    /// Whether the controller can be reached; it can until something else is said. A change that binds whoever asks for it
+    /// is not asked for in vain.
+    Controller {
+        /// Whether it can.
+        reachable: bool,
+    },
     /// Leadership is to pass to another replica. Nothing happens if this one does not lead, or nobody can take over.
     Handoff {
         /// To whom; `None` to any in-sync follower.
@@ -185,6 +191,14 @@ pub enum Action {
         to: NodeId,
         /// The LSN of the record before the first.
         after: Lsn,
+    },
+    /// Say [`PeerBody::Resign`] in the name of this epoch, which is older than the replica's by now, on the connection that was
+    /// made as its leader.
+    Resign {
+        /// The node that leads now.
+        to: NodeId,
+        /// The epoch in which nothing is served any more.
+        epoch: Epoch,
     },
     /// Send a learner a copy of the table: [`PeerBody::CopyBegin`] with the last record applied now, parts, and
     /// [`PeerBody::CopyEnd`], in this order on its connection; then say [`Event::CopySent`]. It is given up when the connection is

@@ -136,6 +136,15 @@ impl Log {
         out.push(Action::Append(LogEntry::Configuration(configuration)));
     }
 
+    /// Appends that everything so far is void, and that a copy of the table up to `base` takes its place.
+    pub(super) fn reset(&mut self, configuration: Configuration, base: Position, out: &mut Actions) {
+        let newer = (configuration.epoch > self.newest).then_some(configuration.epoch);
+        self.newest = configuration.epoch;
+        self.flush.push_reset(base.lsn, newer);
+        self.tail = Tail::new(base);
+        out.push(Action::Append(LogEntry::Reset { configuration, base }));
+    }
+
     /// Makes void what stands at `from` and behind it.
     fn cut(&mut self, from: Lsn, settled: Lsn, out: &mut Actions) {
         assert!(from > settled, "a cut at {from}, with everything up to {settled} there for good");
