@@ -114,6 +114,7 @@ impl<'a> View<'a> {
             "NODE",
             "ADDRESS",
             "SHARD",
+            "STATE",
             "LEADS",
             "FOLLOWS",
             "LEARNS",
@@ -124,7 +125,6 @@ impl<'a> View<'a> {
             "LOG",
             "CONNECTIONS",
             "UP",
-            "STATE",
         ];
         let rows = self.topology.nodes.iter().map(|report| {
             let node = self.map.node(report.node);
@@ -141,20 +141,21 @@ impl<'a> View<'a> {
                     (false, false, true) => "TROUBLE",
                     (false, false, false) => "ok",
                 };
+                row.push(state.to_owned());
                 row.extend([Role::Leader, Role::Follower, Role::Learner, Role::Refused].map(count));
                 row.push(stats.replicas.iter().map(|r| r.keys).sum::<u64>().to_string());
                 row.push(bytes_text(stats.replicas.iter().map(|r| r.bytes).sum()));
                 let limit = stats.max_memory_bytes.map(|max| format!(" of {}", bytes_text(max))).unwrap_or_default();
                 row.push(format!("{}{limit}", bytes_text(stats.memory_bytes)));
                 row.push(bytes_text(stats.log_bytes));
-                row.extend([stats.connections.to_string(), duration_text(stats.uptime_s), state.to_owned()]);
+                row.extend([stats.connections.to_string(), duration_text(stats.uptime_s)]);
             } else {
-                row.extend(std::iter::repeat_n("-".to_owned(), 10));
                 row.push("NO ANSWER".to_owned());
+                row.extend(std::iter::repeat_n("-".to_owned(), 10));
             }
             row
         });
-        table(&header, &[0, 1, 13], rows.collect())
+        table(&header, &[0, 1, 3], rows.collect())
     }
 
     fn shards(&self) -> String {
@@ -327,9 +328,9 @@ mod tests {
 cluster 0000000000000000000000000000000c, map version 4, ack durable: 1 shard of 2 replicas, 2 partitions
 ready: every partition takes writes and has its in-sync followers
 
-NODE             ADDRESS         SHARD  LEADS  FOLLOWS  LEARNS  REFUSES  KEYS    BYTES              MEMORY       LOG  CONNECTIONS     UP  STATE
-shard0-follower  127.0.0.1:6001      0      0        2       0        0    20  2.0 KiB             4.0 KiB  64.0 MiB            3  1 min  ok
-shard0-leader    127.0.0.1:5001      0      2        0       0        0    20  2.0 KiB  4.0 KiB of 1.0 GiB  64.0 MiB            3  1 min  ok
+NODE             ADDRESS         SHARD  STATE  LEADS  FOLLOWS  LEARNS  REFUSES  KEYS    BYTES              MEMORY       LOG  CONNECTIONS     UP
+shard0-follower  127.0.0.1:6001      0  ok         0        2       0        0    20  2.0 KiB             4.0 KiB  64.0 MiB            3  1 min
+shard0-leader    127.0.0.1:5001      0  ok         2        0       0        0    20  2.0 KiB  4.0 KiB of 1.0 GiB  64.0 MiB            3  1 min
 
 SHARD  LEADERS        PARTITIONS  ALONE  LEARNERS  EPOCHS  COMMITTED  LAG  DIGESTS
     0  shard0-leader           2      0  -              1         12    0  2 equal

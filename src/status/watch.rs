@@ -103,8 +103,8 @@ impl View {
         }
         let clear = if self.drawn { "" } else { CLEAR_SCREEN };
         self.drawn = true;
-        let (rows, columns) = tcgetwinsize(io::stdout()).map_or((24, 80), |size| (size.ws_row, size.ws_col));
-        let screen = screen(&self.table(), &self.events, rows.into(), columns.into());
+        let (rows, columns) = size();
+        let screen = screen(&self.table(), &self.events, rows, columns);
         output::bytes(format!("{clear}{HOME}{screen}{CLEAR_BELOW}").as_bytes())
     }
 
@@ -138,6 +138,12 @@ impl View {
     }
 }
 
+/// Rows and columns of the terminal; some terminals do not know them, and say 0.
+fn size() -> (usize, usize) {
+    let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
+    size.map_or((24, 80), |size| (size.ws_row.into(), size.ws_col.into()))
+}
+
 /// The time of day in UTC, as in the log lines.
 fn clock(now: SystemTime) -> String {
     let text = humantime::format_rfc3339_seconds(now).to_string();
@@ -153,7 +159,7 @@ fn screen(table: &str, events: &VecDeque<String>, rows: usize, columns: usize) -
         lines.extend(events.iter().skip(events.len().saturating_sub(events_rows - 1)).map(String::as_str));
     }
     let cut = |line: &str| line.chars().take(columns).collect::<String>();
-    lines.into_iter().map(|line| format!("{}{CLEAR_TO_END_OF_LINE}\r\n", cut(line))).collect()
+    lines.into_iter().map(|line| format!("{}{CLEAR_TO_END_OF_LINE}\n", cut(line))).collect()
 }
 
 #[cfg(test)]
@@ -167,7 +173,7 @@ mod tests {
         let table = "a\nbbbbbb\nc\nd\ne";
         let events = VecDeque::from(["1".to_owned(), "2".to_owned(), "3".to_owned()]);
         let shown = |rows, columns, events: &VecDeque<String>| {
-            screen(table, events, rows, columns).replace(CLEAR_TO_END_OF_LINE, "").replace("\r\n", " ")
+            screen(table, events, rows, columns).replace(CLEAR_TO_END_OF_LINE, "").replace('\n', " ")
         };
         assert_eq!(shown(24, 80, &VecDeque::new()), "a bbbbbb c d e ");
         assert_eq!(shown(24, 3, &events), "a bbb c d e  1 2 3 ");
