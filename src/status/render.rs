@@ -27,6 +27,9 @@ pub(super) fn render(topology: &Topology, with_partitions: bool) -> String {
     for trouble in view.troubles() {
         let _ = write!(text, "\ntrouble: {trouble}");
     }
+    for progress in view.learning() {
+        let _ = write!(text, "\nlearning: {progress}");
+    }
     text.trim_end().to_owned()
 }
 
@@ -134,12 +137,13 @@ impl<'a> View<'a> {
             if let Some(stats) = &report.stats {
                 let count = |role| stats.replicas.iter().filter(|r| r.role == role).count().to_string();
                 let memory_full = stats.max_memory_bytes.is_some_and(|max| stats.memory_bytes >= max);
-                let trouble = stats.replicas.iter().any(|r| r.trouble.is_some());
-                let state = match (stats.disk_full, memory_full, trouble) {
+                let troubled = |r: &&ReplicaStats| r.trouble.is_some() && r.role != Role::Learner;
+                let state = match (stats.disk_full, memory_full, stats.replicas.iter().find(troubled)) {
                     (true, _, _) => "DISK FULL",
                     (false, true, _) => "MEMORY FULL",
-                    (false, false, true) => "TROUBLE",
-                    (false, false, false) => "ok",
+                    (false, false, Some(_)) => "TROUBLE",
+                    (false, false, None) if stats.replicas.iter().any(|r| r.role == Role::Learner) => "learning",
+                    (false, false, None) => "ok",
                 };
                 row.push(state.to_owned());
                 row.extend([Role::Leader, Role::Follower, Role::Learner, Role::Refused].map(count));
@@ -265,7 +269,8 @@ impl<'a> View<'a> {
                 troubles.push(format!("{} does not answer: {error}", report.node));
             }
             let mut counts = BTreeMap::<&str, usize>::new();
-            for trouble in report.stats.iter().flat_map(|s| &s.replicas).filter_map(|r| r.trouble.as_deref()) {
+            let replicas = report.stats.iter().flat_map(|s| &s.replicas).filter(|r| r.role != Role::Learner);
+            for trouble in replicas.filter_map(|r| r.trouble.as_deref()) {
                 *counts.entry(trouble).or_default() += 1;
             }
             for (trouble, partitions) in counts {
@@ -279,6 +284,22 @@ impl<'a> View<'a> {
             }
         }
         troubles
+    }
+}
+
+impl View<'_> {
+    /// What the learners of each node are at: what most of them say, which is much the same for all.
+    fn learning(&self) -> Vec<String> {
+        let of_node = |(node, stats): (&NodeId, &&NodeStats)| {
+            let learners = || stats.replicas.iter().filter(|r| r.role == Role::Learner);
+            let mut counts = BTreeMap::<&str, usize>::new();
+            for progress in learners().filter_map(|r| r.trouble.as_deref()) {
+                *counts.entry(progress).or_default() += 1;
+            }
+            let (progress, _) = counts.into_iter().max_by_key(|(_, n)| *n)?;
+            Some(format!("{node}, {}: {progress}", counted(learners().count(), "partition")))
+        };
+        self.stats.iter().filter_map(of_node).collect()
     }
 }
 
@@ -366,6 +387,11 @@ PARTITION  SHARD  EPOCH  LEADER         FOLLOWERS        LEARNERS  COMMITTED  LA
         let has = |line: &str| lines.iter().any(|l| l == line);
         assert!(has("0 shard0-leader 2 2 2 (4 behind) 1 12 0 2 equal"), "{text}");
         assert!(has("0 0 1 shard0-leader ALONE shard0-follower (4 behind) 7 0 equal"), "{text}");
+        assert!(text.contains("  learning  "), "{text}");
+        let replicas = &mut topology.nodes[0].stats.as_mut().expect("there").replicas;
+        replicas.iter_mut().for_each(|r| r.trouble = Some("receives a copy".to_owned()));
+        let text = render(&topology, false);
+        assert!(text.ends_with("\nlearning: shard0-follower, 2 partitions: receives a copy"), "{text}");
         topology.nodes[1].stats = None;
         assert!(render(&topology, false).contains("2 (unknown behind)"), "{text}");
     }
