@@ -44,6 +44,7 @@ pub(crate) enum Answer {
     Map(Box<NodeView>),
     Stats(Box<NodeStats>),
     Pong,
+    Accepted { at: Answered },
     Error(Box<WireError>),
 }
 
@@ -64,6 +65,7 @@ impl From<Response<'_>> for Answer {
             Response::Map(view) => Answer::Map(Box::new(view)),
             Response::Stats(stats) => Answer::Stats(Box::new(stats)),
             Response::Pong => Answer::Pong,
+            Response::Accepted { at } => Answer::Accepted { at },
             Response::Error(e) => Answer::Error(Box::new(e)),
         }
     }

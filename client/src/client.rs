@@ -15,7 +15,8 @@ use kv_proto::{
     error_code::{ErrorCode, Outcome, WireError},
     ids::{ClientId, ExecutorIndex, NodeId, OperationId},
     limits::{HIGHEST_MAX_VALUE_BYTES, Limits, MAX_TTL_MS},
-    request::{Condition, Operation},
+    request::{AdminCommand, Condition, Operation},
+    response::Answered,
     stats::NodeStats,
 };
 use std::{
@@ -154,6 +155,21 @@ impl Client {
         }
     }
 
+    /// Has the leader of a partition carry out a command, and says in which epoch it accepted it. It is asked once,
+    /// without retries; whether the command was carried out then, the cluster map shows.
+    ///
+    /// # Errors
+    /// See [`Error`]; with the code [`ErrorCode::NotInSync`] when the partition has not the follower that it needs.
+    pub async fn admin(&self, command: AdminCommand) -> Result<Answered, Error> {
+        let inner = &self.inner;
+        let deadline = Instant::now() + inner.settings.deadline;
+        let route = inner.find(|t| t.route_of(command.partition()), deadline).await?;
+        match inner.attempt(route, Operation::Admin(command), None, deadline).await? {
+            Answer::Accepted { at } => Ok(at),
+            other => Err(not_an_answer(route.node.to_string(), &other, Outcome::Unknown)),
+        }
+    }
+
     /// The cluster map as the client knows it; `None` until someone has told it.
     #[must_use]
     pub fn map(&self) -> Option<Arc<ClusterMap>> {
@@ -182,7 +198,7 @@ impl Inner {
         let mut open = None;
         loop {
             attempts.all += 1;
-            let route = match self.route(key, deadline).await {
+            let route = match self.find(|t| t.route(key), deadline).await {
                 Ok(route) => route,
                 Err(error) => return Err(open.unwrap_or(error)),
             };
@@ -236,12 +252,15 @@ impl Inner {
         }
     }
 
-    async fn route(&self, key: &[u8], deadline: Instant) -> Result<Route, Error> {
-        let route = || read(&self.table, |t| t.route(key));
-        let mut found = route();
+    async fn find(
+        &self,
+        route: impl Fn(&RoutingTable) -> Result<Route, NoRoute>,
+        deadline: Instant,
+    ) -> Result<Route, Error> {
+        let mut found = read(&self.table, &route);
         if found == Err(NoRoute::NoMap) {
             self.refresher.first_map(deadline).await?;
-            found = route();
+            found = read(&self.table, &route);
         }
         found.map_err(|e| match e {
             NoRoute::NoMap => Error::NoMap { cause: "nobody has told it".to_owned() },
@@ -335,6 +354,7 @@ fn not_an_answer(node: String, answer: &Answer, outcome: Outcome) -> Error {
         Answer::Map(_) => "a map",
         Answer::Stats(_) => "stats",
         Answer::Pong => "a pong",
+        Answer::Accepted { .. } => "an accepted command",
         Answer::Error(_) => "an error",
     };
     Error::Protocol { node, cause: format!("it answered with {text}, which is no answer to the request"), outcome }

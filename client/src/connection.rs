@@ -196,7 +196,7 @@ impl Connection {
         operation_id: Option<OperationId>,
         deadline: Instant,
     ) -> Result<Answer, Error> {
-        let is_write = matches!(operation, Operation::Put { .. } | Operation::Delete { .. });
+        let is_write = matches!(operation, Operation::Put { .. } | Operation::Delete { .. } | Operation::Admin(_));
         let outcome = |sent| if sent && is_write { Outcome::Unknown } else { Outcome::NotApplied };
         let node = || self.welcome.node.to_string();
         let lost = |lost: Lost| {
@@ -206,7 +206,7 @@ impl Connection {
         let cost = match operation {
             Operation::Put { key, value, content_type, .. } => key.len() + value.len() + content_type.len(),
             Operation::Get { key } | Operation::Delete { key, .. } => key.len(),
-            Operation::Map | Operation::Stats | Operation::Ping => 0,
+            Operation::Map | Operation::Stats | Operation::Ping | Operation::Admin(_) => 0,
         };
         let cost = (cost + REQUEST_OVERHEAD_BYTES).min(SEND_BUDGET_BYTES);
         let room = self.shared.make_room(cost);

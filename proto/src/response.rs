@@ -60,6 +60,11 @@ pub enum Response<'a> {
         /// The last record of the partition that is committed.
         committed: Version,
     },
+    /// The leader sets about what an [`crate::request::AdminCommand`] asks for.
+    Accepted {
+        /// Who answered, and in which epoch it was then: what was asked for is another.
+        at: Answered,
+    },
 }
 
 /// Which partition answered, and in which epoch.
@@ -105,6 +110,9 @@ mod tests {
             "000000000100020000000000000003000000040000000000000001050000000000000001000000000000\
              0074010000000000000076"
         );
+        let accepted = Response::Accepted { at: Answered { partition: PartitionId(1), epoch: Epoch(2) } };
+        let hex: String = codec::encode(&accepted).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "0900000001000200000000000000");
     }
 
     #[test]

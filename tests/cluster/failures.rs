@@ -111,7 +111,7 @@ fn a_node_that_lost_its_data_refuses_its_part() {
         cluster.supervisor.output.wait_for("both say so in their logs", line);
     }
     let (code, status, _) = run(&mut cluster.kv(&["status"]));
-    assert_eq!(code, 0);
+    assert_eq!(code, 1);
     assert!(status.contains("trouble: shard1-follower, "), "{status}");
     let answer = cluster.put(&key, &json!("lost"));
     assert!([503, 504].contains(&answer.status.as_u16()), "{answer:?}");
