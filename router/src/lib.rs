@@ -3,7 +3,9 @@
 //! ```text
 //!            HTTP ──► http/ ──► kv-client ──► nodes
 //!                                 ▲ maps
-//! nodes, by the binary protocol ──► controller/ ──► DATA_DIR/cluster-map.json
+//! nodes, by the binary protocol ──► controller/ ──► DATA_DIR/controller.redb
+//!                                 ▲ Raft
+//!                          other routers' controllers
 //! ```
 //!
 //! The two halves share a process and one thing: what the controller publishes, the client follows. Requests never wait
@@ -52,6 +54,9 @@ pub enum Error {
     /// The cluster map cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Options that cannot go together.
+    #[error("{0}")]
+    Options(String),
     /// An address is not free, or not one of this machine.
     #[error("cannot listen at {address} for {what} (is the port in use? choose another by {flag})")]
     Listen {
@@ -113,18 +118,16 @@ pub struct Router {
 }
 
 impl Router {
-    /// Opens the data and listens.
+    /// Listens and opens the data.
     ///
     /// # Errors
     /// When the data cannot be used or an address is not free.
     pub async fn start(options: RouterOptions) -> Result<Router, Error> {
-        let (dir, shape) = (options.data_dir.clone(), options.shape());
-        let opened = tokio::task::spawn_blocking(move || ConfigStore::open(&dir, shape)).await;
-        let store =
-            opened.map_err(|e| Error::System { what: "open the cluster map", source: io::Error::other(e) })??;
+        let consensus = options.consensus().map_err(Error::Options)?;
         let (http_listener, http) = listen(options.http, "the HTTP API", "--http")?;
         let (controller_listener, controller) =
             listen(options.controller_listen, "the controller", "--controller-listen")?;
+        let store = ConfigStore::open(&options.data_dir, options.shape(), &consensus).await?;
         Ok(Router { http, controller, options, store, http_listener, controller_listener })
     }
 
@@ -136,7 +139,11 @@ impl Router {
         let options = self.options;
         let limits = Limits { max_value_bytes: options.max_value_bytes };
         let deadline = Duration::from_millis(u64::from(options.deadline_ms));
-        let client = Client::builder().map(self.store.get().map.clone()).deadline(deadline).build()?;
+        let mut client = Client::builder().deadline(deadline);
+        if self.store.cluster().is_some() {
+            client = client.map(self.store.get().map.clone());
+        }
+        let client = client.build()?;
 
         let (stop, stopping) = watch::channel(false);
         let api = Api::new(options.id, client.clone(), self.store.clone(), limits, !options.no_get_delete);
@@ -158,6 +165,7 @@ impl Router {
             }
         }
         following.abort();
+        self.store.stop().await;
         result
     }
 }
@@ -180,6 +188,8 @@ async fn follow(store: ConfigStore, client: Client) {
     maps.mark_changed();
     while maps.changed().await.is_ok() {
         let map = maps.borrow_and_update().map.clone();
-        client.update_map(map);
+        if store.cluster().is_some() {
+            client.update_map(map);
+        }
     }
 }
