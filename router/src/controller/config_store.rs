@@ -36,6 +36,7 @@ use openraft::{
     SnapshotPolicy,
     error::{ClientWriteError, RaftError},
 };
+use serde::Serialize;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -167,6 +168,26 @@ pub struct Consensus {
     pub heartbeat_ms: u64,
     /// After how long of silence another one wants to lead, in milliseconds: at least this, at most twice as long.
     pub election_ms: u64,
+}
+
+/// Who the controllers are, as one of them sees it; ids as hexadecimal digits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Standing {
+    /// The one that says so.
+    pub id: String,
+    /// The one that leads, if it is known.
+    pub leader: Option<String>,
+    /// Those that count.
+    pub voters: Vec<Voter>,
+}
+
+/// A controller that has a vote.
+#[derive(Clone, Debug, Serialize)]
+pub struct Voter {
+    /// Its id.
+    pub id: String,
+    /// Where it was found last.
+    pub address: Option<String>,
 }
 
 /// Keeps the cluster; cheap to clone, all clones are the same store.
@@ -323,6 +344,20 @@ impl ConfigStore {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<Cluster>> {
         self.inner.clusters.clone()
+    }
+
+    /// Who the controllers are.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow();
+        let text = |id: u64| format!("{id:016x}");
+        let voters = metrics.membership_config.membership().voter_ids();
+        Standing {
+            id: text(self.inner.id),
+            leader: metrics.current_leader.map(text),
+            voters: voters.map(|id| Voter { id: text(id), address: self.inner.peers.address(id) }).collect(),
+        }
     }
 
     /// Waits until the store has failed for good, and says why.

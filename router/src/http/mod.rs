@@ -106,6 +106,10 @@ impl Inner {
                 Route::Delete => self.delete(request).await,
                 Route::Value(key) => self.value(key, request).await,
                 Route::Topology => self.topology().await,
+                Route::Controllers => {
+                    let body = serde_json::to_vec(&self.store.standing()).expect("texts are JSON");
+                    Ok(reply(StatusCode::OK, value::JSON, Body::from(body)))
+                }
                 Route::Health => Ok(reply(StatusCode::OK, value::JSON, Body::from(r#"{"status":"ok"}"#))),
                 Route::Ready => self.ready().await,
                 Route::Index => Ok(reply(StatusCode::OK, value::TEXT, Body::from(LISTING))),

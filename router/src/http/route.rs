@@ -13,6 +13,7 @@ DELETE   /delete?key=KEY  (also GET, unless the router was told otherwise)
 PUT|GET|HEAD|DELETE /v1/kv/KEY   raw bytes, Content-Type kept; ETag, If-Match, If-None-Match
 PUT /v1/kv/KEY?ttl=SECONDS       the value is gone by itself after that time, as in ttl=60 or ttl=0.5
 GET /v1/topology          the cluster map and how its nodes are, as JSON
+GET /v1/controllers       who keeps the cluster map: voters and leader, as JSON
 GET /readyz               200 when every partition takes writes
 GET /healthz              200 while the router runs
 ";
@@ -30,6 +31,8 @@ pub(super) enum Route<'a> {
     Value(&'a str),
     /// `/v1/topology`
     Topology,
+    /// `/v1/controllers`
+    Controllers,
     /// `/healthz`
     Health,
     /// `/readyz`
@@ -50,6 +53,7 @@ impl<'a> Route<'a> {
             "/delete" => Some(Route::Delete),
             "/v1/kv" => Some(Route::Value("")),
             "/v1/topology" => Some(Route::Topology),
+            "/v1/controllers" => Some(Route::Controllers),
             "/healthz" => Some(Route::Health),
             "/readyz" => Some(Route::Ready),
             "" => Some(Route::Index),
@@ -70,7 +74,7 @@ impl<'a> Route<'a> {
             Route::Delete if get_deletes => "DELETE, GET",
             Route::Delete => "DELETE",
             Route::Value(_) => "GET, HEAD, PUT, DELETE",
-            Route::Topology | Route::Health | Route::Ready | Route::Index => "GET, HEAD",
+            Route::Topology | Route::Controllers | Route::Health | Route::Ready | Route::Index => "GET, HEAD",
         }
     }
 
@@ -99,6 +103,7 @@ mod tests {
             ("/v1/kv/", Some(Route::Value(""))),
             ("/v1/kv", Some(Route::Value(""))),
             ("/v1/topology", Some(Route::Topology)),
+            ("/v1/controllers", Some(Route::Controllers)),
             ("/healthz", Some(Route::Health)),
             ("/readyz/", Some(Route::Ready)),
             ("/", Some(Route::Index)),

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod controller;
+mod controllers;
 mod documented;
 mod fake_node;
 mod http;

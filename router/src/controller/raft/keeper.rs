@@ -46,8 +46,13 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Runs until it is dropped.
     pub(crate) async fn run(mut self) {
-        let (mut metrics, mut told) = (self.raft.server_metrics(), String::new());
+        let (mut metrics, mut told, mut led) = (self.raft.server_metrics(), String::new(), false);
         loop {
+            let leads = self.leads();
+            if leads != led && !self.peers.addresses.is_empty() {
+                tracing::info!(id = self.id, "this controller {}", if leads { "leads now" } else { "leads no more" });
+            }
+            led = leads;
             let pause = match self.step().await {
                 Ok(()) => LATER,
                 Err(why) => {
@@ -63,6 +68,12 @@ impl Keeper {
         }
     }
 
+    fn leads(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.state == ServerState::Leader && metrics.current_leader == Some(self.id)
+    }
+
     /// Does what is to be done now.
     ///
     /// # Errors
@@ -72,18 +83,13 @@ impl Keeper {
         if !self.raft.is_initialized().await.map_err(|e| e.to_string())? {
             return self.begin_consensus(answers).await;
         }
-        let leads = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow();
-            metrics.state == ServerState::Leader && metrics.current_leader == Some(self.id)
-        };
-        if !leads {
+        if !self.leads() {
             return if made(&self.clusters.borrow()).is_some() { Ok(()) } else { Err("waiting for a leader".into()) };
         }
         if made(&self.clusters.borrow()).is_none() {
             let begun = self.raft.client_write(Entry::Begin(self.first.clone())).await;
             begun.map_err(|e| format!("the cluster could not be begun: {e}"))?;
-            tracing::info!(cluster = %self.clusters.borrow().map.cluster, "a new cluster was made");
+            tracing::info!(cluster = %self.clusters.borrow().map.cluster, "the controllers keep this cluster from now on");
         }
         if self.peers.addresses.is_empty() { Ok(()) } else { self.adjust_members(answers).await }
     }

@@ -73,6 +73,11 @@ impl Peers {
         Peers { addresses, known: Mutex::default(), idle: Mutex::default(), clusters }
     }
 
+    /// Where a controller was found last.
+    pub(crate) fn address(&self, id: u64) -> Option<String> {
+        locked(&self.known).get(&id).cloned()
+    }
+
     fn cluster(&self) -> Option<ClusterId> {
         made(&self.clusters.borrow())
     }
@@ -107,7 +112,7 @@ impl Peers {
 
     /// A new connection to this very controller.
     pub(crate) async fn connect(&self, id: u64) -> Result<Peer, PeerError> {
-        let address = locked(&self.known).get(&id).cloned().ok_or(PeerError::Nowhere(id))?;
+        let address = self.address(id).ok_or(PeerError::Nowhere(id))?;
         let connect = timeout(WELCOME_TIMEOUT, Peer::connect(&address, self.cluster()));
         let peer = connect.await.unwrap_or(Err(PeerError::TimedOut))?;
         if peer.id != id {
