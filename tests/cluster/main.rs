@@ -17,6 +17,7 @@ mod memory;
 mod mounts;
 mod packages;
 mod restart;
+mod routers;
 mod slow;
 mod start;
 

@@ -166,7 +166,8 @@ pub struct Consensus {
     pub peers: Vec<String>,
     /// How often the leader says that it is there, in milliseconds.
     pub heartbeat_ms: u64,
-    /// After how long of silence another one wants to lead, in milliseconds: at least this, at most twice as long.
+    /// After how long of silence another one wants to lead, in milliseconds: at least this, at most twice
+    /// as long.
     pub election_ms: u64,
 }
 
@@ -478,8 +479,9 @@ fn configuration(consensus: &Consensus) -> Result<openraft::Config, openraft::Co
     openraft::Config {
         cluster_name: "controllers".to_owned(),
         heartbeat_interval: consensus.heartbeat_ms,
-        election_timeout_min: consensus.election_ms,
-        election_timeout_max: 2 * consensus.election_ms,
+        // openraft waits for the greatest timeout, in which the old leader may still lead, and then for one of these.
+        election_timeout_min: consensus.election_ms / 2,
+        election_timeout_max: consensus.election_ms,
         install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,

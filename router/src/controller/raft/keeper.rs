@@ -50,7 +50,11 @@ impl Keeper {
         loop {
             let leads = self.leads();
             if leads != led && !self.peers.addresses.is_empty() {
-                tracing::info!(id = self.id, "this controller {}", if leads { "leads now" } else { "leads no more" });
+                tracing::info!(
+                    id = format_args!("{:016x}", self.id),
+                    "this controller {}",
+                    if leads { "leads now" } else { "leads no more" }
+                );
             }
             led = leads;
             let pause = match self.step().await {
