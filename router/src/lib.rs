@@ -26,10 +26,7 @@ mod process;
 pub use http::fuzzing;
 pub use options::RouterOptions;
 
-use controller::{
-    config_store::{ConfigStore, OpenError},
-    server as nodes,
-};
+use controller::{config_store::ConfigStore, error::OpenError, server as nodes};
 use http::{Api, server as api};
 use kv_client::Client;
 use kv_proto::limits::Limits;

@@ -19,7 +19,8 @@
 //! * Who has not registered within [`Settings::hello_timeout`] of the accept is gone, whatever it has sent by then.
 
 use super::{
-    config_store::{CasError, ConfigStore, Decision},
+    config_store::{ConfigStore, Decision},
+    error::CasError,
     raft::messages,
     server::{Present, PresentNode, Settings},
 };

@@ -8,7 +8,9 @@
 
 pub mod config_store;
 mod connection;
+pub mod error;
 mod kept;
 mod old_file;
 mod raft;
 pub(crate) mod server;
+mod settled;

@@ -21,7 +21,7 @@
 //! What it takes for granted of the disk: what was synced stays. A disk that loses the last commit and is whole otherwise is
 //! not noticed.
 
-use super::super::config_store::OpenError;
+use crate::controller::error::OpenError;
 use kv_proto::sealed_json;
 use redb::{
     Database, Durability, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableDefinition, WriteTransaction,
