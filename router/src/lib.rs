@@ -30,6 +30,7 @@ use controller::{config_store::ConfigStore, error::OpenError, server as nodes};
 use http::{Api, server as api};
 use kv_client::Client;
 use kv_proto::limits::Limits;
+use kv_replication::cluster::Command;
 use std::{
     future::Future,
     io::{self, Write as _},
@@ -150,6 +151,7 @@ impl Router {
         let settings = nodes::Settings::new(options.id, limits);
         servers.spawn(nodes::serve(self.controller_listener, self.store.clone(), settings, stopping));
         let following = tokio::spawn(follow(self.store.clone(), client));
+        let disregarding = options.new_cluster.then(|| tokio::spawn(disregard_strangers(self.store.clone())));
 
         let result = tokio::select! {
             asked = asked_to_stop => asked.map_err(|source| Error::System { what: "wait for signals", source }),
@@ -162,6 +164,9 @@ impl Router {
             }
         }
         following.abort();
+        if let Some(disregarding) = disregarding {
+            disregarding.abort();
+        }
         self.store.stop().await;
         result
     }
@@ -177,6 +182,14 @@ fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result
         Ok((listener, bound))
     };
     listen().map_err(|source| Error::Listen { address, what, flag, source })
+}
+
+/// Tells the controllers that data of other clusters are to be disregarded, until they have heard it.
+async fn disregard_strangers(store: ConfigStore) {
+    while let Err(error) = store.cas(Command::DisregardStrangers).await {
+        tracing::warn!(%error, "--new-cluster is not carried out yet");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Has the client know what the controller publishes.

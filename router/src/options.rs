@@ -65,6 +65,11 @@ pub struct RouterOptions {
     #[arg(long, env = "KV_ACK", default_value_t = AckMode::Durable, value_name = "durable|replicated")]
     pub ack: AckMode,
 
+    /// Create partitions although nodes have come that hold data of another cluster: those data are given up as far as this
+    /// cluster is concerned. Without it, a controller that has lost its data folder begins nothing new beside them
+    #[arg(long, env = "KV_NEW_CLUSTER", value_parser = FalseyValueParser::new(), num_args = 0, action = clap::ArgAction::SetTrue)]
+    pub new_cluster: bool,
+
     /// How long a request may take before it is answered by an error, in milliseconds
     #[arg(long, env = "KV_DEADLINE_MS", default_value_t = 2000, value_name = "MS",
           value_parser = clap::value_parser!(u32).range(10..=600_000))]

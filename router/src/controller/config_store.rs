@@ -64,6 +64,8 @@ pub enum Decision {
     Registered,
     /// What became of each proposal, in their order; with `None` it was carried out.
     Decided(Vec<Option<String>>),
+    /// It was done, and there is nothing to say of it.
+    Done,
 }
 
 /// How controllers agree.
@@ -244,7 +246,8 @@ impl ConfigStore {
             Outcome::Registered => Ok(Decision::Registered),
             Outcome::Decided(decided) => Ok(Decision::Decided(decided)),
             Outcome::Refused(why) => Err(CasError::Refused(why)),
-            Outcome::Nothing | Outcome::NoCluster => Err(CasError::NoLeader),
+            Outcome::Nothing => Ok(Decision::Done),
+            Outcome::NoCluster => Err(CasError::NoLeader),
         }
     }
 

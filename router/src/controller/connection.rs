@@ -346,7 +346,7 @@ impl Connection<'_> {
         }
         let outcomes = match self.store.cas(Command::Propose(allowed)).await {
             Ok(Decision::Decided(outcomes)) => outcomes,
-            Ok(Decision::Registered) => Vec::new(),
+            Ok(Decision::Registered | Decision::Done) => Vec::new(),
             // Whether it was carried out is not known, so that no answer would be true.
             Err(error) => return Err(End::Gone(io::Error::other(error))),
         };

@@ -9,9 +9,9 @@
 
 use kv_proto::{
     cluster_map::{ClusterMap, Partition},
-    ids::{ClientId, PartitionId},
+    ids::{ClientId, ClusterId, NodeId, PartitionId},
 };
-use kv_replication::cluster::Cluster;
+use kv_replication::cluster::{Cluster, Strangers};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -25,12 +25,21 @@ pub(crate) struct Kept(pub(crate) Arc<Cluster>);
 struct Borrowed<'a> {
     map: &'a ClusterMap,
     carried_out: Vec<Option<ClientId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strangers: Option<&'a [(NodeId, ClusterId)]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disregarded: Option<bool>,
 }
 
+/// What is not there is as it was before there was such a thing.
 #[derive(Deserialize)]
 struct Unchecked {
     map: ClusterMap,
     carried_out: Vec<Option<ClientId>>,
+    #[serde(default)]
+    strangers: Vec<(NodeId, ClusterId)>,
+    #[serde(default)]
+    disregarded: bool,
 }
 
 impl From<Cluster> for Kept {
@@ -42,7 +51,10 @@ impl From<Cluster> for Kept {
 impl Serialize for Kept {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let carried_out = self.0.carried_out.iter().map(|id| id.map(ClientId)).collect();
-        Borrowed { map: &self.0.map, carried_out }.serialize(serializer)
+        let Strangers { nodes, disregarded } = &self.0.strangers;
+        let strangers = Some(nodes.as_slice()).filter(|nodes| !nodes.is_empty());
+        let disregarded = Some(*disregarded).filter(|disregarded| *disregarded);
+        Borrowed { map: &self.0.map, carried_out, strangers, disregarded }.serialize(serializer)
     }
 }
 
@@ -51,7 +63,8 @@ impl TryFrom<Unchecked> for Kept {
 
     fn try_from(read: Unchecked) -> Result<Self, String> {
         let carried_out = read.carried_out.into_iter().map(|id| id.map(|id| id.0)).collect();
-        let cluster = Cluster { map: read.map, carried_out };
+        let strangers = Strangers { nodes: read.strangers, disregarded: read.disregarded };
+        let cluster = Cluster { map: read.map, carried_out, strangers };
         check(&cluster)?;
         Ok(cluster.into())
     }
@@ -78,7 +91,7 @@ pub(crate) mod tests {
     use super::*;
     use kv_proto::{
         cluster_map::{AckMode, Node},
-        ids::{ClusterId, DiskId, NodeId, ShardId},
+        ids::{DiskId, ShardId},
     };
     use kv_replication::cluster::{Command, Shape};
 
@@ -96,6 +109,8 @@ pub(crate) mod tests {
         };
         cluster.apply(&Command::Register { cluster: None, node }).expect("registered");
         cluster.carried_out[1] = Some(u128::MAX - 1);
+        cluster.strangers.nodes.push((NodeId::new("m").expect("a node id"), ClusterId(5)));
+        cluster.strangers.disregarded = true;
         cluster
     }
 

@@ -1,7 +1,6 @@
 //! Commands that need no entry in the controllers' log.
 
 use super::{config_store::Decision, error::CasError, raft::peers::made};
-use kv_proto::ids::Epoch;
 use kv_replication::{
     cluster::{Applied, Cluster, Command, ProposalRefusal},
     configuration::Refusal,
@@ -18,16 +17,16 @@ pub(super) fn decided_for_good(cluster: &Cluster, command: &Command) -> Option<R
     if next.map.version != cluster.map.version {
         return None;
     }
-    let ahead = |refusal: &ProposalRefusal| match refusal {
-        ProposalRefusal::UnknownPartition(_) => false,
-        ProposalRefusal::Configuration(Refusal::OtherEpoch { current: Epoch(current), proposed: Epoch(proposed) }) => {
-            proposed > current
-        }
-        ProposalRefusal::Configuration(refusal) => *refusal == Refusal::NotCreated,
+    // What is not known to stay refused may not.
+    let stays = |refusal: &ProposalRefusal| match refusal {
+        ProposalRefusal::UnknownPartition(_) => true,
+        ProposalRefusal::Configuration(Refusal::OtherEpoch { current, proposed }) => proposed <= current,
+        ProposalRefusal::Configuration(refusal) => *refusal != Refusal::NotCreated,
     };
     match applied {
         Ok(Applied::Registered) => Some(Ok(Decision::Registered)),
-        Ok(Applied::Decided(decided)) if decided.iter().flatten().any(ahead) => None,
+        Ok(Applied::StrangersDisregarded) => Some(Ok(Decision::Done)),
+        Ok(Applied::Decided(decided)) if !decided.iter().flatten().all(stays) => None,
         Ok(Applied::Decided(decided)) => {
             Some(Ok(Decision::Decided(decided.into_iter().map(|d| d.map(|r| r.to_string())).collect())))
         }
@@ -41,7 +40,7 @@ mod tests {
     use crate::controller::config_store::tests::{SHAPE, register};
     use kv_proto::{
         control::{Change, Proposal},
-        ids::{ClusterId, DiskId, Member, NodeId, PartitionId},
+        ids::{ClusterId, DiskId, Epoch, Member, NodeId, PartitionId},
     };
 
     #[test]

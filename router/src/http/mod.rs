@@ -129,7 +129,11 @@ impl Inner {
     }
 
     async fn ready(&self) -> Result<Reply, ApiError> {
-        let map = &self.store.get().map;
+        let cluster = self.store.get();
+        if let Some(why) = cluster.held_back() {
+            return Err(ApiError::not_ready(why));
+        }
+        let map = &cluster.map;
         // Without the whole map there is an answer already.
         let answers = if map.is_complete() { survey::ask(&self.client, map).await } else { survey::Answers::new() };
         match survey::why_not_ready(map, &answers) {

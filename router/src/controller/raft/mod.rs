@@ -55,6 +55,8 @@ pub(crate) enum Entry {
     Register { cluster: Option<ClusterId>, node: Node },
     /// See [`Command::Propose`].
     Propose(Vec<Proposal>),
+    /// See [`Command::DisregardStrangers`].
+    DisregardStrangers,
 }
 
 impl From<Command> for Entry {
@@ -62,6 +64,7 @@ impl From<Command> for Entry {
         match command {
             Command::Register { cluster, node } => Entry::Register { cluster, node },
             Command::Propose(proposals) => Entry::Propose(proposals),
+            Command::DisregardStrangers => Entry::DisregardStrangers,
         }
     }
 }
@@ -85,6 +88,7 @@ impl From<Applied> for Outcome {
     fn from(applied: Applied) -> Self {
         match applied {
             Applied::Registered => Outcome::Registered,
+            Applied::StrangersDisregarded => Outcome::Nothing,
             Applied::Decided(decided) => {
                 Outcome::Decided(decided.into_iter().map(|d| d.map(|refusal| refusal.to_string())).collect())
             }

@@ -105,6 +105,7 @@ fn apply(state: &mut State, entry: Entry) -> Outcome {
         (_, None) => return Outcome::NoCluster,
         (Entry::Register { cluster, node }, Some(_)) => Command::Register { cluster, node },
         (Entry::Propose(proposals), Some(_)) => Command::Propose(proposals),
+        (Entry::DisregardStrangers, Some(_)) => Command::DisregardStrangers,
     };
     let Some(Kept(cluster)) = &mut state.cluster else { return Outcome::NoCluster };
     match Arc::make_mut(cluster).apply(&command) {
