@@ -16,6 +16,7 @@ pub mod bench_wal;
 mod byte_size;
 mod clock;
 mod executor;
+mod failover_options;
 mod fatal;
 mod mailbox;
 mod options;
@@ -27,7 +28,8 @@ mod storage;
 mod transport;
 
 pub use byte_size::{ByteSize, InvalidByteSize};
-pub use options::{NodeOptions, Pin, PreferredRole, ReadMode};
+pub use failover_options::{FailoverOptions, ReadMode};
+pub use options::{NodeOptions, Pin, PreferredRole};
 pub use storage::{DataDirError, RestoreError};
 
 use executor::{Mail, Memory, Shared, Stop};

@@ -1,6 +1,6 @@
 //! What a node is told at its start.
 
-use crate::byte_size::ByteSize;
+use crate::{byte_size::ByteSize, failover_options::FailoverOptions};
 use clap::{Args, ValueEnum};
 use kv_proto::{
     ids::{NodeId, ShardId},
@@ -93,56 +93,13 @@ pub struct NodeOptions {
     #[arg(long, env = "KV_IDLE_TIMEOUT_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub idle_timeout_s: u64,
 
-    /// Milliseconds between the beacons of a leader to its followers.
-    #[arg(long, env = "KV_BEACON_INTERVAL_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
-    pub beacon_interval_ms: u64,
-
-    /// Milliseconds of a follower's silence after which its leader goes on without it. (A follower whose connection breaks is
-    /// left out at once.)
-    #[arg(long, env = "KV_SUSPECT_AFTER_MS", default_value_t = 1000)]
-    pub suspect_after_ms: u64,
-
-    /// Milliseconds for which a leader may serve reads by itself after it sent a beacon that every follower answered.
-    #[arg(long, env = "KV_LEASE_MS", default_value_t = 1000)]
-    pub lease_ms: u64,
-
-    /// Milliseconds after its last answer to a silent leader after which a follower takes over. It must be longer than
-    /// --lease-ms, by as much as clocks of different machines may differ in their rates.
-    #[arg(long, env = "KV_GRACE_MS", default_value_t = 1500)]
-    pub grace_ms: u64,
-
-    /// Milliseconds for which a node that was just started waits for the others before it goes on without them.
-    #[arg(long, env = "KV_START_PATIENCE_MS", default_value_t = 4000)]
-    pub start_patience_ms: u64,
-
-    /// What a leader needs to serve a read: 'lease', a promise of its followers that is renewed by beacons; 'confirm', a round
-    /// trip to its followers, which holds even where whole machines are paused (virtual machines that are moved or saved).
-    #[arg(long, env = "KV_READS", value_enum, default_value_t = ReadMode::Lease)]
-    pub reads: ReadMode,
-
-    /// How many in-sync replicas, the leader among them, a partition needs to take writes. With 2, a leader that lost its only
-    /// follower refuses writes until another one has caught up.
-    #[arg(long, env = "KV_MIN_IN_SYNC", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=7))]
-    pub min_in_sync: u16,
-
-    /// Seconds after which leadership goes back to the node that is preferred to lead a partition, once that is in sync
-    /// again; 0 is never.
-    #[arg(long, env = "KV_REBALANCE_AFTER_S", default_value_t = 10)]
-    pub rebalance_after_s: u64,
+    #[command(flatten)]
+    pub failover: FailoverOptions,
 
     /// How often a connection on which nothing comes is looked at before the kernel is asked to tell; the node
     /// learns how often it pays, up to this. 0 suits a machine that many processes share.
     #[arg(long, env = "KV_SCAN_PASSES", default_value_t = 64)]
     pub scan_passes: u32,
-}
-
-/// What a leader needs to serve a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ReadMode {
-    /// A lease.
-    Lease,
-    /// A round trip to every follower.
-    Confirm,
 }
 
 /// What a node is by preference.
@@ -248,26 +205,7 @@ impl NodeOptions {
     /// # Errors
     /// A sentence that names the flags.
     pub(crate) fn settings(&self, bound: SocketAddr) -> Result<Settings, String> {
-        let (beacon, suspect) = (self.beacon_interval_ms, self.suspect_after_ms);
-        if suspect < 3 * beacon {
-            return Err(format!(
-                "--suspect-after-ms {suspect} must be at least three times --beacon-interval-ms {beacon}, \
-                 or one late beacon makes a follower suspect"
-            ));
-        }
-        let (lease, grace) = (self.lease_ms, self.grace_ms);
-        if lease < 3 * beacon {
-            return Err(format!(
-                "--lease-ms {lease} must be at least three times --beacon-interval-ms {beacon}, or a late beacon ends a lease"
-            ));
-        }
-        if grace < lease + lease / 5 {
-            return Err(format!(
-                "--grace-ms {grace} must be longer than --lease-ms {lease} by a fifth: give at least --grace-ms {}, so that no \
-                 two leaders serve while clocks run at different rates",
-                lease + lease / 5
-            ));
-        }
+        self.failover.check()?;
         if self.advertise.is_none() && bound.ip().is_unspecified() {
             return Err(format!(
                 "--listen {bound} is no address that others can connect to: say by --advertise HOST:PORT which one is"
@@ -295,20 +233,10 @@ impl NodeOptions {
             max_memory_bytes: self.max_memory.map(|max| max.0),
             idle_timeout: Duration::from_secs(self.idle_timeout_s),
             scan_passes: self.scan_passes,
-            rebalance_after: (self.rebalance_after_s > 0).then(|| Duration::from_secs(self.rebalance_after_s)),
+            rebalance_after: self.failover.rebalance_after(),
             replica: replica::Options {
-                beacon_interval: Duration::from_millis(beacon),
-                suspect_after: Duration::from_millis(suspect),
-                lease: Duration::from_millis(lease),
-                grace: Duration::from_millis(grace),
-                start_patience: Duration::from_millis(self.start_patience_ms),
-                reads: match self.reads {
-                    ReadMode::Lease => replica::Reads::Lease,
-                    ReadMode::Confirm => replica::Reads::Confirm,
-                },
-                min_in_sync: self.min_in_sync,
                 max_pending_bytes: (16 * 1024 * 1024).max(limits.max_message_bytes()),
-                ..replica::Options::default()
+                ..self.failover.replica()
             },
             storage: self.storage()?,
         })

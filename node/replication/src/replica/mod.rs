@@ -352,7 +352,7 @@ impl Replica {
                     progress.handle_copy_sent(start.lsn);
                 }
             }
-            Event::Handoff { to, leaves } => {
+            Event::Handoff { to, leaves } if self.controller_reachable => {
                 leader.begin_handoff(now, to, leaves, &self.options);
             }
             Event::DropFollower { node } => leader.give_up(node),
