@@ -126,6 +126,8 @@ pub struct Replica {
     connected: Vec<Member>,
     controller_reachable: bool,
     started: Instant64,
+    /// When it entered the epoch.
+    entered: Instant64,
     /// When it was made, or last answered a beacon; and whether it ever did the latter.
     last_promise: Instant64,
     has_promised: bool,
@@ -177,6 +179,7 @@ impl Replica {
             connected: Vec::new(),
             controller_reachable: true,
             started: now,
+            entered: now,
             last_promise: now,
             has_promised: false,
             last_event: now,
@@ -400,6 +403,7 @@ impl Replica {
     fn enter(&mut self, now: Instant64, configuration: Configuration, out: &mut Actions) {
         let before = std::mem::replace(&mut self.configuration, configuration);
         let next = before.epoch.next() == self.configuration.epoch;
+        self.entered = now;
         self.leader_before = next.then_some(before.leader);
         let leads = self.is_leader();
         if let Role::Leader(leader) = &mut self.role {
