@@ -208,7 +208,7 @@ impl Inner {
             }
             let error = match self.attempt(route, operation, operation_id, deadline).await {
                 Ok(Answer::TooOld { committed }) => {
-                    self.operation_ids.learn(route.partition, committed);
+                    self.operation_ids.begin_anew(route.partition, committed);
                     if let Some(open) = open {
                         return Err(open);
                     }
