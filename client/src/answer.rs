@@ -4,6 +4,7 @@ use bytes::Bytes;
 use kv_proto::{
     error_code::WireError,
     ids::Version,
+    report::NodeReport,
     response::{Answered, NodeView, Response},
     stats::NodeStats,
 };
@@ -44,6 +45,7 @@ pub(crate) enum Answer {
     Stats(Box<NodeStats>),
     Pong,
     Error(Box<WireError>),
+    Report(Box<NodeReport>),
 }
 
 impl From<Response<'_>> for Answer {
@@ -63,6 +65,7 @@ impl From<Response<'_>> for Answer {
             Response::Stats(stats) => Answer::Stats(Box::new(stats)),
             Response::Pong => Answer::Pong,
             Response::Error(e) => Answer::Error(Box::new(e)),
+            Response::Report(report) => Answer::Report(Box::new(report)),
         }
     }
 }

@@ -286,6 +286,7 @@ fn not_an_answer(node: String, answer: &Answer, outcome: Outcome) -> Error {
         Answer::Map(_) => "a map",
         Answer::Stats(_) => "stats",
         Answer::Pong => "a pong",
+        Answer::Report(_) => "a report",
         Answer::Error(_) => "an error",
     };
     Error::Protocol { node, cause: format!("it answered with {text}, which is no answer to the request"), outcome }

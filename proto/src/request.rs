@@ -51,6 +51,8 @@ pub enum Operation<'a> {
     Stats,
     /// Nothing: [`crate::response::Response::Pong`].
     Ping,
+    /// What the node has on its disk: [`crate::response::Response::Report`].
+    Report,
 }
 
 impl<'a> Operation<'a> {
@@ -59,7 +61,7 @@ impl<'a> Operation<'a> {
     pub fn key(&self) -> Option<&'a [u8]> {
         match *self {
             Operation::Get { key } | Operation::Put { key, .. } | Operation::Delete { key, .. } => Some(key),
-            Operation::Map | Operation::Stats | Operation::Ping => None,
+            Operation::Map | Operation::Stats | Operation::Ping | Operation::Report => None,
         }
     }
 }
@@ -130,7 +132,7 @@ mod tests {
         fn requests_survive_the_wire(
             deadline_ms in any::<u32>(), key in prop::collection::vec(any::<u8>(), 0..40),
             value in prop::collection::vec(any::<u8>(), 0..200), content_type in ".{0,20}", condition in condition(),
-            ttl_ms in any::<u64>().prop_map(NonZeroU64::new), which in 0..6,
+            ttl_ms in any::<u64>().prop_map(NonZeroU64::new), which in 0..7,
         ) {
             let operation = match which {
                 0 => Operation::Get { key: &key },
@@ -138,6 +140,7 @@ mod tests {
                 2 => Operation::Delete { key: &key, condition },
                 3 => Operation::Map,
                 4 => Operation::Stats,
+                5 => Operation::Report,
                 _ => Operation::Ping,
             };
             let request = Request { deadline_ms, operation_id: None, operation };

@@ -4,6 +4,7 @@ use crate::{
     cluster_map::ClusterMap,
     error_code::WireError,
     ids::{Epoch, ExecutorIndex, PartitionId, Version},
+    report::NodeReport,
     stats::NodeStats,
 };
 use bincode::{BorrowDecode, Decode, Encode};
@@ -52,6 +53,8 @@ pub enum Response<'a> {
     Pong,
     /// The request failed.
     Error(WireError),
+    /// What the node has on its disk.
+    Report(NodeReport),
 }
 
 /// Which partition answered, and in which epoch.

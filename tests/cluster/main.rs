@@ -16,6 +16,7 @@ mod ledger;
 mod memory;
 mod mounts;
 mod packages;
+mod rebuild;
 mod restart;
 mod routers;
 mod slow;

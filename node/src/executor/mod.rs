@@ -29,6 +29,7 @@ mod links;
 mod log;
 mod membership;
 mod memory;
+mod report;
 mod requests;
 mod tasks;
 
