@@ -355,6 +355,7 @@ fn not_an_answer(node: String, answer: &Answer, outcome: Outcome) -> Error {
         Answer::Stats(_) => "stats",
         Answer::Pong => "a pong",
         Answer::Accepted { .. } => "an accepted command",
+        Answer::Report(_) => "a report",
         Answer::Error(_) => "an error",
     };
     Error::Protocol { node, cause: format!("it answered with {text}, which is no answer to the request"), outcome }

@@ -118,6 +118,10 @@ impl Executor {
                 self.collect_stats(origin);
                 None
             }
+            Operation::Report => {
+                self.collect_report(origin);
+                None
+            }
             Operation::Get { key } => match self.locate(key) {
                 Ok(Place::Here(id)) => {
                     let partition = self.partitions[usize::from(id.0)].as_deref().expect("an owner has its partition");
