@@ -62,6 +62,11 @@ impl RoutingTable {
         self.map.as_ref().map(|m| m.cluster)
     }
 
+    /// How many partitions there are, once that is known.
+    pub(crate) fn partitions(&self) -> u16 {
+        self.routes.len() as u16
+    }
+
     /// Where a node listens.
     pub(crate) fn address(&self, node: NodeId) -> Option<&str> {
         self.map.as_ref()?.node(node).map(|n| n.address.as_str())

@@ -18,6 +18,7 @@ mod memory;
 mod mounts;
 mod packages;
 mod restart;
+mod retries;
 mod slow;
 mod start;
 

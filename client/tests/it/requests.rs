@@ -222,7 +222,7 @@ async fn what_passes_is_asked_again_and_what_lasts_is_told() {
             (ErrorCode::ShuttingDown, 2),
             (ErrorCode::FollowerUnreachable, 1),
             (ErrorCode::Overloaded, 1),
-            (ErrorCode::OutcomeUnknown, 1),
+            (ErrorCode::OutcomeUnknown, 2),
         ] {
             let count = AtomicUsize::new(0);
             let node = FakeNode::start("a", move |id, _| match count.fetch_add(1, SeqCst) {

@@ -25,6 +25,7 @@ use kv_storage::{
         index::Place,
         writer::{Flushed, StreamOptions, WriteError, Writer},
     },
+    operations::Operations,
     recovery::{self, Recovery, Scanned},
     table::Table,
 };
@@ -154,11 +155,19 @@ pub(crate) struct Process {
     told: u64,
     pub(crate) catalog: Catalog,
     pub(crate) table: Table,
+    pub(crate) operations: Operations,
     pub(crate) applied: Position,
     /// Chunks that were handed over, and those that are on disk.
     pub(crate) sent: u64,
     pub(crate) flushed: u64,
     pub(crate) upkeep: Upkeep,
+}
+
+impl Process {
+    /// Equal where the same was applied.
+    pub(crate) fn digest(&self) -> u64 {
+        self.table.digest().wrapping_add(self.operations.digest().rotate_left(1))
+    }
 }
 
 pub(crate) struct Disk {
@@ -257,7 +266,7 @@ impl Disk {
             let restored = Restored { fault: Some(why), ..Restored::default() };
             (recovery::Partition { restored, ..recovery::Partition::default() }, Vec::new())
         });
-        let recovery::Partition { table, restored, released, index } = found;
+        let recovery::Partition { table, operations, restored, released, index } = found;
         let last = restored.last();
         let mut catalog = Catalog::default();
         catalog.release(PARTITION, released.lsn);
@@ -284,6 +293,7 @@ impl Disk {
             told: 0,
             catalog,
             table,
+            operations,
             applied: restored.applied,
             sent: 0,
             flushed: 0,
@@ -298,7 +308,7 @@ impl Disk {
         let mut recovery = Recovery::new(self.identity);
         if let Some((start, bytes)) = files.checkpoints.last_key_value() {
             match checkpoint::read(&mut &bytes[..], &self.identity) {
-                Ok((header, table, footer)) => recovery.take_checkpoint(header, table, footer),
+                Ok(checkpoint) => recovery.take_checkpoint(checkpoint),
                 Err(error) => {
                     recovery.refuse_checkpoint(PARTITION, format!("its checkpoint from {start}: {error}"));
                 }
@@ -497,9 +507,9 @@ impl Disk {
 
     pub(crate) fn apply(&mut self, record: &Record) -> u64 {
         let process = self.process.as_mut().expect("it is running");
-        writes::apply(&mut process.table, record);
+        writes::apply(&mut process.table, &mut process.operations, record);
         process.applied = record.position;
-        process.table.digest()
+        process.digest()
     }
 
     /// Prints what the files have, if somebody wants to look at it.

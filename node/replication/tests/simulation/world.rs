@@ -440,7 +440,7 @@ impl World {
         }
         let epoch = restored.configuration.as_ref().map(|c| c.epoch).unwrap_or_default();
         let applied = &disk.durable()[..restored.applied.lsn.0 as usize];
-        let digest = disk.process.as_ref().expect("it was opened").table.digest();
+        let digest = disk.process.as_ref().expect("it was opened").digest();
         self.checks.restore(node, epoch, applied, digest)?;
         Ok(restored)
     }

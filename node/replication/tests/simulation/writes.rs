@@ -5,7 +5,10 @@ use kv_proto::{
     ids::{ClientId, Lsn, OperationId},
     replication::{Position, Record},
 };
-use kv_storage::table::{Entry, Table};
+use kv_storage::{
+    operations::Operations,
+    table::{Entry, Table},
+};
 use std::sync::Arc;
 
 const KEYS: u64 = 12;
@@ -44,13 +47,16 @@ pub(crate) fn number(record: &Record) -> u64 {
     }
 }
 
-/// Brings a committed record into a table, as a node does.
-pub(crate) fn apply(table: &mut Table, record: &Record) {
+/// Brings a committed record into a table and among the operations, as a node does.
+pub(crate) fn apply(table: &mut Table, operations: &mut Operations, record: &Record) {
     let lsn = record.position.lsn;
-    match Effect::decode(&record.payload).expect("an effect") {
+    let effect = Effect::decode(&record.payload).expect("an effect");
+    operations.apply(record, &effect);
+    match effect {
         Effect::Put { key, content_type, value, expires } => {
             table.put(key, Entry { lsn, expires, content_type, value });
         }
         Effect::Delete { key } => table.remove(key),
+        Effect::Outcome(_) | Effect::Nothing => {}
     }
 }
