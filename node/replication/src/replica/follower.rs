@@ -17,7 +17,7 @@ use super::{
 use crate::clock::Instant64;
 use kv_proto::{
     control::Change,
-    ids::{Epoch, Lsn},
+    ids::Lsn,
     replication::{Basis, PeerBody, Position, Record},
 };
 
@@ -44,11 +44,19 @@ pub(super) struct Follower {
 
 impl Follower {
     pub(super) fn new(committed: Lsn) -> Self {
-        Follower { matched: committed, reading: None, doubt: None, answered: 0, leader_committed: committed, asked: None }
+        Follower {
+            matched: committed,
+            reading: None,
+            doubt: None,
+            answered: 0,
+            leader_committed: committed,
+            asked: None,
+        }
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        let asked = self.asked.map(|_| "the leader is silent: this replica has asked the controller to take over".to_owned());
+        let asked =
+            self.asked.map(|_| "the leader is silent: this replica has asked the controller to take over".to_owned());
         self.doubt.clone().or(asked)
     }
 
@@ -57,9 +65,13 @@ impl Follower {
         self.asked.is_some()
     }
 
-    /// Everything up to `base` is the leader's: its table comes.
-    pub(super) fn begin_anew(&mut self, base: Lsn) {
-        (self.matched, self.doubt) = (base, None);
+    /// Everything up to `base` is the leader's: its table comes, as was decided with this stamp. False if that is old.
+    pub(super) fn begin_anew(&mut self, base: Lsn, sent: u64) -> bool {
+        let is_new = sent > self.answered;
+        if is_new {
+            (self.matched, self.doubt, self.reading, self.answered) = (base, None, None, sent);
+        }
+        is_new
     }
 }
 
@@ -79,8 +91,9 @@ impl Replica {
         match taken {
             Taken::Contradiction(lsn) => {
                 let (me, leader) = (self.me.node, self.configuration.leader.node);
-                let doubt =
-                    format!("leader {leader} contradicts at LSN {lsn} what it said before, or what is committed on {me}");
+                let doubt = format!(
+                    "leader {leader} contradicts at LSN {lsn} what it said before, or what is committed on {me}"
+                );
                 follower.doubt = Some(doubt.clone());
                 if self.is_learner() {
                     self.fault = Some(doubt); // Nobody needs what is here.
@@ -88,8 +101,8 @@ impl Replica {
                 return;
             }
             Taken::Gap => {
-                let body = PeerBody::Gap { prepared: self.log.last() };
-                out.push(Action::Send { to: self.configuration.leader.node, body });
+                let (to, body) = (self.configuration.leader.node, PeerBody::Gap { prepared: self.log.last() });
+                out.extend(self.acts().then_some(Action::Send { to, body }));
                 return;
             }
             Taken::Appended | Taken::Nothing => {
@@ -114,7 +127,14 @@ impl Replica {
     }
 
     /// Answers a beacon: the leader may count on it as on a promise to follow no other for a while.
-    pub(super) fn handle_beacon(&mut self, now: Instant64, committed: Lsn, sent: u64, serving: bool, out: &mut Actions) {
+    pub(super) fn handle_beacon(
+        &mut self,
+        now: Instant64,
+        committed: Lsn,
+        sent: u64,
+        serving: bool,
+        out: &mut Actions,
+    ) {
         let Role::Follower(follower) = &mut self.role else { return };
         follower.answered = follower.answered.max(sent);
         follower.leader_committed = committed;
@@ -127,8 +147,11 @@ impl Replica {
         self.send_report(out);
     }
 
-    /// Says what is here.
+    /// Says what is here; nothing while the epoch is not on disk.
     pub(super) fn send_report(&mut self, out: &mut Actions) {
+        if !self.acts() {
+            return;
+        }
         let Role::Follower(follower) = &self.role else { return };
         let to = self.configuration.leader.node;
         let mut report = Report {
@@ -162,7 +185,7 @@ impl Replica {
         let Some(due) = self.takeover_at() else { return };
         let Role::Follower(follower) = &mut self.role else { return };
         let due = follower.asked.unwrap_or(due);
-        if now < due || !self.controller_reachable || self.configuration.epoch == Epoch(0) {
+        if now < due || !self.controller_reachable {
             return;
         }
         follower.asked = Some(now + self.options.propose_interval);

@@ -146,7 +146,14 @@ impl Leader {
     }
 
     /// There is a new connection to a follower, or to somebody who wants to be one: asks what it has.
-    pub(super) fn handle_connected(&mut self, now: Instant64, member: Member, committed: Lsn, disks: bool, out: &mut Actions) {
+    pub(super) fn handle_connected(
+        &mut self,
+        now: Instant64,
+        member: Member,
+        committed: Lsn,
+        disks: bool,
+        out: &mut Actions,
+    ) {
         if !self.greeted {
             return; // Asked when the epoch is on disk.
         }

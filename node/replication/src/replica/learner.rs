@@ -18,8 +18,8 @@ use kv_proto::{
 /// A copy of the leader's table on its way here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Copy {
-    /// Parts are missing.
-    Loading,
+    /// Parts are missing, this one first.
+    Loading(u32),
     /// All of it is in the table, and the table not on disk yet.
     Loaded,
 }
@@ -44,29 +44,36 @@ impl Replica {
         self.fault.is_some() || self.history.is_some_and(|history| history != self.configuration.history)
     }
 
-    pub(super) fn handle_copy_begin(&mut self, start: Position, out: &mut Actions) {
+    /// A copy begins, unless it comes late, when the leader may count on what is here again: see what it answered since.
+    pub(super) fn handle_copy_begin(&mut self, start: Position, sent: u64, out: &mut Actions) {
         let learner = self.is_learner();
         let Role::Follower(follower) = &mut self.role else { return };
-        if !learner || start.epoch > self.configuration.epoch {
+        if !learner || start.epoch > self.configuration.epoch || !follower.begin_anew(start.lsn, sent) {
             return;
         }
-        follower.begin_anew(start.lsn);
-        (self.fault, self.copy, self.committed) = (None, Some(Copy::Loading), start.lsn);
+        (self.fault, self.copy, self.committed) = (None, Some(Copy::Loading(0)), start.lsn);
         (self.history, self.incomplete) = (Some(self.configuration.history), false);
         out.push(Action::ResetTable);
         self.log.reset(self.configuration.clone(), start, out);
     }
 
-    pub(super) fn handle_copy_part(&mut self, bytes: Vec<u8>, out: &mut Actions) {
-        if self.copy == Some(Copy::Loading) {
-            out.push(Action::LoadTable { bytes });
+    pub(super) fn handle_copy_part(&mut self, number: u32, bytes: Vec<u8>, out: &mut Actions) {
+        match &mut self.copy {
+            Some(Copy::Loading(next)) if *next == number => {
+                *next += 1;
+                out.push(Action::LoadTable { bytes });
+            }
+            Some(Copy::Loading(next)) if number < *next => {}
+            _ => self.give_up_copy(),
         }
     }
 
-    pub(super) fn handle_copy_end(&mut self, end: Lsn, digest: u64, out: &mut Actions) {
-        if self.copy == Some(Copy::Loading) {
+    pub(super) fn handle_copy_end(&mut self, parts: u32, end: Lsn, digest: u64, out: &mut Actions) {
+        if self.copy == Some(Copy::Loading(parts)) {
             self.copy = Some(Copy::Loaded);
             out.push(Action::KeepTable { end, digest });
+        } else {
+            self.give_up_copy();
         }
     }
 
@@ -74,15 +81,13 @@ impl Replica {
     pub(super) fn handle_copy_kept(&mut self, out: &mut Actions) {
         if self.copy == Some(Copy::Loaded) {
             self.copy = None;
-            if self.acts() {
-                self.send_report(out);
-            }
+            self.send_report(out);
         }
     }
 
-    /// A copy that was on its way from the leader of another epoch will not be completed.
+    /// A copy that was on its way will not be completed.
     pub(super) fn give_up_copy(&mut self) {
-        if self.copy == Some(Copy::Loading) {
+        if let Some(Copy::Loading(_)) = self.copy {
             self.copy = None;
             self.fault = Some("its copy of the table was not completed".to_owned());
         }
@@ -98,8 +103,10 @@ impl Replica {
                 let fault = self.fault.as_deref().unwrap_or_default();
                 format!("needs a copy of the table of leader {leader}: {fault}")
             }
-            _ if self.has_nothing() => format!("needs a copy of the table of leader {leader}: its data are of another history"),
-            Some(Copy::Loading) => format!("receives a copy of the table of leader {leader}"),
+            _ if self.has_nothing() => {
+                format!("needs a copy of the table of leader {leader}: its data are of another history")
+            }
+            Some(Copy::Loading(_)) => format!("receives a copy of the table of leader {leader}"),
             Some(Copy::Loaded) => format!("received a copy of the table of leader {leader}, and brings it to disk"),
             None if missing > 0 => format!("catches up with leader {leader}: {missing} records are missing"),
             None => format!("waits to be added by leader {leader}"),

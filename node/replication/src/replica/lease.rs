@@ -10,7 +10,8 @@
 //! * Stamps of beacons grow strictly, so that an answer tells which beacons it is younger than.
 
 use super::{
-    Action, Actions, Options, Outcome, ReadCheck, Reads, Refusal, Replica, Role, Token, leader::Leader, stream::Progress,
+    Action, Actions, Options, Outcome, ReadCheck, Reads, Refusal, Replica, Role, Token, leader::Leader,
+    stream::Progress,
 };
 use crate::clock::Instant64;
 use kv_proto::{ids::Lsn, replication::PeerBody};
@@ -34,6 +35,12 @@ impl Lease {
     /// The stamp that an answer names, or 0 if no beacon had it.
     pub(super) fn sent(&self, answers: u64) -> u64 {
         if answers <= self.stamp { answers } else { 0 }
+    }
+
+    /// A stamp that is greater than all before.
+    pub(super) fn next_stamp(&mut self, now: Instant64) -> u64 {
+        self.stamp = now.0.max(self.stamp + 1);
+        self.stamp
     }
 
     pub(super) fn next_beacon(&self) -> Instant64 {
@@ -82,12 +89,11 @@ impl Leader {
 
     /// The next beacon.
     pub(super) fn beacon(&mut self, now: Instant64, committed: Lsn) -> PeerBody {
-        self.lease.stamp = now.0.max(self.lease.stamp + 1);
-        PeerBody::Beacon { committed, sent: self.lease.stamp, serving: self.serves() }
+        PeerBody::Beacon { committed, sent: self.lease.next_stamp(now), serving: self.serves() }
     }
 
     /// Sends everyone a beacon.
-    fn send_beacons(&mut self, now: Instant64, committed: Lsn, out: &mut Actions) {
+    pub(super) fn send_beacons(&mut self, now: Instant64, committed: Lsn, out: &mut Actions) {
         let body = self.beacon(now, committed);
         let hearing = self.followers.iter().chain(&self.learners).filter(|f| f.hears());
         out.extend(hearing.map(|f| Action::Send { to: f.member.node, body: body.clone() }));
@@ -101,13 +107,10 @@ impl Leader {
         }
         let interval = (options.beacon_interval.as_nanos() as u64).max(1);
         self.lease.next_beacon = Instant64((now.0 / interval + 1) * interval);
-        self.send_beacons(now, committed, out);
-        self.repeat_fetch(out);
-    }
-
-    /// Asks everyone what they have, where the answer that was awaited is of no use any more.
-    pub(super) fn ask_again(&mut self, now: Instant64, committed: Lsn, out: &mut Actions) {
-        self.send_beacons(now, committed, out);
+        if self.greeted {
+            self.send_beacons(now, committed, out);
+            self.repeat_fetch(out);
+        }
     }
 
     /// Asks for the confirmation that a read waits for, unless one is under way: reads that come meanwhile share the next.
@@ -139,9 +142,9 @@ impl Replica {
                 if self.acts() && leader.is_sure(now, &self.options) {
                     Ok(ReadCheck::Now)
                 } else {
-                    leader.hopeless(now, &self.options).map_or(Ok(ReadCheck::AfterBarrier), |node| {
-                        Err(Refusal::FollowerUnreachable(node))
-                    })
+                    leader
+                        .hopeless(now, &self.options)
+                        .map_or(Ok(ReadCheck::AfterBarrier), |node| Err(Refusal::FollowerUnreachable(node)))
                 }
             }
             Role::Leader(_) | Role::Reopening { .. } => Err(Refusal::NotReady),

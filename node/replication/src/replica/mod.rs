@@ -300,7 +300,7 @@ impl Replica {
             Event::Message { from, epoch, body } => {
                 let current = epoch == self.configuration.epoch
                     || epoch < self.configuration.epoch && !self.options.rules.fence_epochs;
-                if current && self.acts() {
+                if current && (self.acts() || self.copy.is_some()) {
                     self.handle_message(now, from, body, out);
                 }
             }
@@ -463,9 +463,8 @@ impl Replica {
             let hope = if others { "another member goes on without it" } else { "no other replica has everything" };
             return Some(format!("the log of {node} cannot be trusted, and {hope}: {fault}"));
         }
-        (self.history.is_some_and(|history| history != self.configuration.history) && !self.is_leader()).then(|| {
-            format!("the data of {node} belong to another history of the partition than the controller's map")
-        })
+        (self.history.is_some_and(|history| history != self.configuration.history) && !self.is_leader())
+            .then(|| format!("the data of {node} belong to another history of the partition than the controller's map"))
     }
 
     /// The old leader says that it serves nothing any more in `epoch`: the leader of the next need not wait.
@@ -526,7 +525,8 @@ impl Replica {
     fn handle_log_read(&mut self, to: NodeId, previous: Position, records: Vec<Record>, out: &mut Actions) {
         match &mut self.role {
             Role::Leader(leader) => leader.handle_log_read(to, previous, records, self.log.tail()),
-            Role::Follower(_) => self.answer_fetch(previous, records, out),
+            Role::Follower(follower) if !follower.has_asked() => self.answer_fetch(previous, records, out),
+            Role::Follower(_) => {}
             Role::Reopening { .. } | Role::Refused(_) => {}
         }
     }
@@ -556,9 +556,9 @@ impl Replica {
                     PeerBody::Beacon { committed, sent, serving } => {
                         self.handle_beacon(now, committed, sent, serving, out);
                     }
-                    PeerBody::CopyBegin { start } => self.handle_copy_begin(start, out),
-                    PeerBody::CopyPart { bytes } => self.handle_copy_part(bytes, out),
-                    PeerBody::CopyEnd { end, digest } => self.handle_copy_end(end, digest, out),
+                    PeerBody::CopyBegin { start, sent } => self.handle_copy_begin(start, sent, out),
+                    PeerBody::CopyPart { number, bytes } => self.handle_copy_part(number, bytes, out),
+                    PeerBody::CopyEnd { parts, end, digest } => self.handle_copy_end(parts, end, digest, out),
                     _ if self.has_nothing() => {}
                     PeerBody::Prepare { previous, committed, records } => {
                         self.handle_prepare(previous, committed, records, out);
@@ -572,9 +572,8 @@ impl Replica {
     }
 
     fn handle_time(&mut self, now: Instant64, out: &mut Actions) {
-        let acts = self.acts();
         match &mut self.role {
-            Role::Leader(leader) if acts => {
+            Role::Leader(leader) => {
                 leader.maybe_beat(now, self.committed, &self.options, out);
                 leader.answer_readers(now, self.committed, &self.options, out);
             }

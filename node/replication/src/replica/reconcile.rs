@@ -13,7 +13,7 @@ use super::{
 };
 use crate::clock::Instant64;
 use kv_proto::{
-    ids::{Lsn, NodeId},
+    ids::{Lsn, Member, NodeId},
     replication::{PeerBody, Position, Record},
 };
 
@@ -74,6 +74,12 @@ impl Leader {
         {
             fetch.ask(out);
         }
+    }
+
+    /// The follower whose log cannot be fetched.
+    pub(super) fn stuck_on(&self) -> Option<Member> {
+        let Stage::Adopting(Some(Fetch { from, stuck: Some(_), .. })) = &self.stage else { return None };
+        self.followers.iter().map(|f| f.member).find(|member| member.node == *from)
     }
 
     /// Why the leader does not serve yet.
@@ -149,7 +155,7 @@ impl Replica {
                 Stage::Recording | Stage::Adopting(Some(_)) => return,
             }
         }
-        self.maybe_mark(now, out);
+        self.tend_learners(now, out);
         if let Role::Leader(leader) = &mut self.role {
             leader.all_mut().for_each(|f| f.maybe_read(self.log.tail(), out));
             leader.maybe_ask(now, self.committed, &self.options, out);

@@ -42,6 +42,8 @@ pub(super) struct Progress {
     flushes_since: Option<Instant64>,
     /// Whether it last said that it has nothing but what is in the leader's log, on a table that is on its disk.
     pub(super) sound: bool,
+    /// The stamp of the last copy of the table that it was sent: what it said before it got that means nothing.
+    copied: u64,
     /// Whether it was sent what follows the base of the log on the guess that it has that, and whether it has not.
     guess: Guess,
     /// Whether the log is being read for it.
@@ -94,6 +96,7 @@ impl Progress {
             flushed: Lsn(0),
             flushes_since: None,
             sound: false,
+            copied: 0,
             guess: Guess::None,
             reading: false,
             read: None,
@@ -158,11 +161,13 @@ impl Progress {
             return;
         }
         let ours = tail.position_at(report.prepared.lsn) == Some(report.prepared);
-        self.sound = ours && report.basis == Basis::Table;
+        let after_copy = report.answers > self.copied;
+        self.sound = ours && report.basis == Basis::Table && after_copy;
         match &mut self.stream {
             // The first on a connection is believed even if it has less than before: it may have lost what was
             // acknowledged while it was in memory only.
             Stream::Asked => self.open(report, tail),
+            Stream::Open { .. } if report.basis == Basis::Nothing && !after_copy => {}
             Stream::Open { .. } if report.basis == Basis::Nothing => self.stream = Stream::NeedsCopy,
             Stream::Open { next, .. } => {
                 if ours && report.flushed > self.flushed {
@@ -205,7 +210,7 @@ impl Progress {
             let confirm = report.prepared.lsn > report.applied;
             self.stream = Stream::Open { next: report.prepared.lsn.next(), confirm };
             self.flushed = report.flushed;
-            self.sound = report.basis == Basis::Table;
+            self.sound = report.basis == Basis::Table && report.answers > self.copied;
         } else if report.prepared > last || report.applied >= last.lsn {
             self.stream = Stream::Diverged;
         } else {
@@ -245,6 +250,21 @@ impl Progress {
             self.reading = true;
             out.push(Action::ReadLog { to: self.member.node, after: Lsn(next.0 - 1) });
         }
+    }
+
+    /// It is to be sent a copy of the table, decided on with this stamp.
+    pub(super) fn begin_copy(&mut self, stamp: u64) {
+        (self.stream, self.copied, self.sound) = (Stream::Copying, stamp, false);
+    }
+
+    /// What it has is to be asked again.
+    pub(super) fn ask_anew(&mut self) {
+        (self.stream, self.flushes_since) = (Stream::Asked, None);
+    }
+
+    /// Whether something that it was sent seems to have got lost.
+    pub(super) fn is_stuck(&self, now: Instant64, options: &Options) -> bool {
+        self.flushes_since.is_some_and(|at| now.since(at) >= options.flush_within)
     }
 
     /// A copy of the table up to `start` was sent.

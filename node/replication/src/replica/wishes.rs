@@ -59,7 +59,13 @@ impl Wishes {
 
 impl Leader {
     /// Leadership is to pass to another replica; false if nobody can take it.
-    pub(super) fn begin_handoff(&mut self, now: Instant64, to: Option<NodeId>, leaves: bool, options: &Options) -> bool {
+    pub(super) fn begin_handoff(
+        &mut self,
+        now: Instant64,
+        to: Option<NodeId>,
+        leaves: bool,
+        options: &Options,
+    ) -> bool {
         let able = |f: &&Progress| to.is_none_or(|to| f.member.node == to) && f.answers(now, options);
         // The one that has most is the first to have all.
         let chosen = self.followers.iter().filter(able).max_by_key(|f| f.flushed).map(|f| f.member);
@@ -112,6 +118,10 @@ impl Leader {
         let gone: Vec<Member> = self.followers.iter().filter(is_gone).map(|f| f.member).collect();
         if !gone.is_empty() && sight.may_drop {
             return Some(Change::Drop { leader: me, followers: gone });
+        }
+        // Who has more than can be fetched had better lead, and this one learn.
+        if let Some(to) = self.stuck_on() {
+            return Some(Change::Handoff { leader: me, to, in_sync: Vec::new() });
         }
         let needed = match self.stage {
             Stage::Settling { last, .. } => committed.max(last),
@@ -167,9 +177,11 @@ impl Replica {
         out.push(Action::Propose(change));
     }
 
-    /// A learner that has more records than the leader, which nobody committed, cannot be brought to cut them by any record of
-    /// the leader's: so the leader makes one. It has its epoch, which is newer than any of theirs.
-    pub(super) fn maybe_mark(&mut self, now: Instant64, out: &mut Actions) {
+    /// Sees to the learners that are stuck.
+    ///
+    /// One that has more records than the leader, which nobody committed, cannot be brought to cut them by any record of the
+    /// leader's: so the leader makes one. It has its epoch, which is newer than any of theirs.
+    pub(super) fn tend_learners(&mut self, now: Instant64, out: &mut Actions) {
         let epoch = self.configuration.epoch;
         let Role::Leader(leader) = &mut self.role else { return };
         if !leader.serves() {
@@ -183,15 +195,21 @@ impl Replica {
                 (learner.stream, marks) = (Stream::Asked, true);
             }
         }
+        let options = self.options;
+        let stuck = leader.learners.iter_mut().filter(|l| l.is_stuck(now, &options));
+        let asks = stuck.map(|l| l.ask_anew()).count() > 0 || marks;
         if marks {
             let position = Position { epoch, lsn: self.log.last().lsn.next() };
             let payload = Effect::Nothing.encode().into();
             self.log.push(Record { position, operation_id: None, payload }, out);
-            leader.ask_again(now, self.committed, out);
+        }
+        if asks {
+            leader.send_beacons(now, self.committed, out);
         }
         for learner in leader.learners.iter_mut().filter(|l| l.stream == Stream::NeedsCopy) {
-            learner.stream = Stream::Copying;
-            out.push(Action::SendCopy { to: learner.member.node });
+            let sent = leader.lease.next_stamp(now);
+            learner.begin_copy(sent);
+            out.push(Action::SendCopy { to: learner.member.node, sent });
         }
     }
 }
