@@ -22,6 +22,8 @@ pub(super) fn decided_for_good(cluster: &Cluster, command: &Command) -> Option<R
         ProposalRefusal::UnknownPartition(_) => true,
         ProposalRefusal::Configuration(Refusal::OtherEpoch { current, proposed }) => proposed <= current,
         ProposalRefusal::Configuration(refusal) => *refusal != Refusal::NotCreated,
+        // Nodes register, with other disks too.
+        ProposalRefusal::CannotLead { .. } => false,
     };
     match applied {
         Ok(Applied::Registered) => Some(Ok(Decision::Registered)),
