@@ -242,6 +242,12 @@ impl Replica {
         }
     }
 
+    /// Whether leadership is about to pass to another replica.
+    #[must_use]
+    pub fn is_handing_off(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.wishes.handoff.is_some())
+    }
+
     /// The log is needed behind this record: others have to be sent what follows and is not in memory any more.
     #[must_use]
     pub fn log_needed_after(&self) -> Option<Lsn> {
@@ -346,7 +352,7 @@ impl Replica {
                     progress.handle_copy_sent(start.lsn);
                 }
             }
-            Event::Handoff { to, leaves } => {
+            Event::Handoff { to, leaves } if self.controller_reachable => {
                 leader.begin_handoff(now, to, leaves, &self.options);
             }
             Event::DropFollower { node } => leader.give_up(node),
