@@ -40,11 +40,14 @@ pub(super) struct Follower {
     pub(super) leader_committed: Lsn,
     /// It has asked to take over, and when it does so again.
     asked: Option<Instant64>,
+    /// When it learned whom it follows.
+    since: Instant64,
 }
 
 impl Follower {
-    pub(super) fn new(committed: Lsn) -> Self {
+    pub(super) fn new(committed: Lsn, now: Instant64) -> Self {
         Follower {
+            since: now,
             matched: committed,
             reading: None,
             doubt: None,
@@ -173,11 +176,13 @@ impl Replica {
 
     /// When the follower may ask to take over, if it may.
     fn takeover_at(&self) -> Option<Instant64> {
+        let Role::Follower(follower) = &self.role else { return None };
         let may = self.configuration.in_sync.contains(&self.me) || !self.options.rules.members_alone;
         let may = may && (!self.incomplete || !self.options.rules.incomplete_never_leads);
         let paused = self.awake_since + self.options.beacon_interval * BEACONS_AFTER_A_PAUSE;
         let silent = if self.has_promised { self.last_promise + self.options.grace } else { self.patience_end() };
-        may.then(|| silent.max(paused))
+        // A leader that has just begun, whom it perhaps handed off to itself, has its time to be heard.
+        may.then(|| silent.max(paused).max(follower.since + self.options.grace))
     }
 
     /// Asks to take over if the leader has been silent for long enough.

@@ -443,7 +443,7 @@ impl Replica {
                 Role::Leader(Leader::new(&self.configuration, now))
             };
         } else {
-            self.role = Role::Follower(Follower::new(self.committed));
+            self.role = Role::Follower(Follower::new(self.committed, now));
         }
         // The log of a learner that has nothing begins with a copy.
         if !resumes && !(self.is_learner() && self.has_nothing()) {
