@@ -248,6 +248,7 @@ impl Executor {
                 }
                 Action::ReadLog { to, after } => self.read_log(id, to, after),
                 Action::Propose(change) => self.propose(id, change),
+                Action::SendCopy { .. } | Action::ResetTable | Action::LoadTable { .. } | Action::KeepTable { .. } => {}
                 Action::Resign { to, epoch } => self.resign(id, to, epoch),
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {

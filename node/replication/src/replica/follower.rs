@@ -40,14 +40,11 @@ pub(super) struct Follower {
     pub(super) leader_committed: Lsn,
     /// It has asked to take over, and when it does so again.
     asked: Option<Instant64>,
-    /// When it learned whom it follows.
-    since: Instant64,
 }
 
 impl Follower {
-    pub(super) fn new(committed: Lsn, now: Instant64) -> Self {
+    pub(super) fn new(committed: Lsn) -> Self {
         Follower {
-            since: now,
             matched: committed,
             reading: None,
             doubt: None,
@@ -176,13 +173,13 @@ impl Replica {
 
     /// When the follower may ask to take over, if it may.
     fn takeover_at(&self) -> Option<Instant64> {
-        let Role::Follower(follower) = &self.role else { return None };
         let may = self.configuration.in_sync.contains(&self.me) || !self.options.rules.members_alone;
         let may = may && (!self.incomplete || !self.options.rules.incomplete_never_leads);
         let paused = self.awake_since + self.options.beacon_interval * BEACONS_AFTER_A_PAUSE;
-        let silent = if self.has_promised { self.last_promise + self.options.grace } else { self.patience_end() };
-        // A leader that has just begun, whom it perhaps handed off to itself, has its time to be heard.
-        may.then(|| silent.max(paused).max(follower.since + self.options.grace))
+        // A leader whom this replica has not heard in this epoch has had no chance before it.
+        let silent = self.last_promise.max(self.entered) + self.options.grace;
+        let silent = if self.has_promised { silent } else { silent.max(self.patience_end()) };
+        may.then(|| silent.max(paused))
     }
 
     /// Asks to take over if the leader has been silent for long enough.

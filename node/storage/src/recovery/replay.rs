@@ -319,7 +319,7 @@ impl Replay {
         };
         let configuration = self.configuration;
         let Some(fault) = fault else {
-            let restored = Restored { configuration, applied: self.applied, tail, fault: None };
+            let restored = Restored { configuration, applied: self.applied, tail, ..Restored::default() };
             let (table, operations) = (self.table, self.operations);
             return Partition { table, operations, restored, released: self.base, index: self.index };
         };
