@@ -148,7 +148,7 @@ impl Gather {
         let (part, log, body) = self.part(partition, committed);
         part.entries += 1;
         assert!(
-            !log.faulty || matches!(entry, LogEntry::Configuration(_)),
+            !log.faulty || matches!(entry, LogEntry::Configuration(_) | LogEntry::Reset { .. }),
             "partition {partition} is faulty, and nothing is added to its log before it is reset"
         );
         match entry {
@@ -171,6 +171,9 @@ impl Gather {
                 log.epoch = configuration.epoch;
                 format::put_state(body, partition, configuration, log.end.last(), committed, log.faulty);
             }
+            LogEntry::Reset { configuration, base } => {
+                put_reset(part, log, body, configuration, *base);
+            }
         }
         // What is committed is never cut.
         log.end.forget_before(committed);
@@ -182,11 +185,7 @@ impl Gather {
     /// disk, and the log goes on from there.
     pub fn reset(&mut self, partition: PartitionId, configuration: &Configuration, base: Position) {
         let (part, log, body) = self.part(partition, base.lsn);
-        part.void(Lsn(0));
-        (part.last, part.committed, part.configuration) = (base, base.lsn, Some(configuration.clone()));
-        (part.faulty, part.reset) = (false, Some(base.lsn));
-        (log.end, log.epoch, log.faulty) = (Epochs::at(base), configuration.epoch, false);
-        format::put_reset(body, partition, configuration, base);
+        put_reset(part, log, body, configuration, base);
     }
 
     /// Takes a record that stands in an older segment, so that it is not needed there any more.
@@ -232,6 +231,14 @@ impl Gather {
         }
         Some(std::mem::take(&mut self.chunk))
     }
+}
+
+fn put_reset(part: &mut Part, log: &mut Log, body: &mut Vec<u8>, configuration: &Configuration, base: Position) {
+    part.void(Lsn(0));
+    (part.last, part.committed, part.configuration) = (base, base.lsn, Some(configuration.clone()));
+    (part.faulty, part.reset) = (false, Some(base.lsn));
+    (log.end, log.epoch, log.faulty) = (Epochs::at(base), configuration.epoch, false);
+    format::put_reset(body, part.partition, configuration, base);
 }
 
 impl Part {

@@ -60,10 +60,11 @@ struct Suspicion {
     known: Lsn,
 }
 
-/// A reset was read: the table is that of a checkpoint that starts here or later, as it was before any record.
+/// A reset was read: the table is that of a checkpoint that was made in this epoch or later and starts here or later, as it was
+/// before any record.
 struct Awaited {
     base: Position,
-    history: HistoryId,
+    epoch: Epoch,
 }
 
 impl Replay {
@@ -78,10 +79,10 @@ impl Replay {
 
     pub(super) fn take_checkpoint(&mut self, header: checkpoint::Header, table: Table, footer: checkpoint::Footer) {
         let checkpoint::Header { configuration, start, .. } = header;
-        if let Some(awaited) = &self.awaited
-            && (configuration.history, start.lsn) < (awaited.history, awaited.base.lsn)
+        if let Some(Awaited { base, epoch }) = &self.awaited
+            && (configuration.epoch < *epoch || start.lsn < base.lsn)
         {
-            return; // it is older than the copy
+            return; // it is older than the copy, and what it has may have been lost since
         }
         self.awaited = None;
         self.table = table;
@@ -204,7 +205,7 @@ impl Replay {
     }
 
     fn reset(&mut self, configuration: Configuration, base: Position) {
-        let awaited = Awaited { base, history: configuration.history };
+        let awaited = Awaited { base, epoch: configuration.epoch };
         let (before, stream) = (self.configuration.take(), self.stream);
         *self = Replay {
             configuration: before,
@@ -312,7 +313,7 @@ impl Replay {
         };
         let configuration = self.configuration;
         let Some(fault) = fault else {
-            let restored = Restored { configuration, applied: self.applied, tail, fault: None };
+            let restored = Restored { configuration, applied: self.applied, tail, ..Restored::default() };
             return Partition { table: self.table, restored, released: self.base, index: self.index };
         };
         let fault = Some(format!("{fault}; nothing was removed, and nothing of it is served"));
