@@ -29,8 +29,6 @@ struct Committed {
     position: Position,
     number: Option<u64>,
     acknowledged: bool,
-    /// Its last copy was in the memory of a process that ended, or a person gave it up.
-    lost: bool,
 }
 
 /// What is checked of a partition.
@@ -141,13 +139,14 @@ impl Checks {
         base <= self.history.len() && self.at(log.base.lsn) == log.base && self.at(position.lsn) == position
     }
 
-    /// Everything that none of these logs has is lost. Of two logs the one that has a record has what is before it.
+    /// Everything that none of these logs has is lost: its last copy was in the memory of a process that ended, or a person gave
+    /// it up. A log that has a record has what is before it.
     pub(crate) fn lose_all_but<'a>(&mut self, logs: impl Iterator<Item = &'a Log> + Clone) {
         let kept = (0..self.history.len()).rev().map(|at| self.history[at].position);
         let kept = kept.into_iter().find(|position| logs.clone().any(|log| self.holds(log, *position)));
-        for committed in self.history.iter_mut().skip(kept.map_or(0, |p| p.lsn.0 as usize)) {
-            self.losses += u64::from(!committed.lost);
-            committed.lost = true;
+        for lost in self.history.drain(kept.map_or(0, |p| p.lsn.0 as usize)..) {
+            self.losses += 1;
+            lost.number.map(|number| self.applied.remove(&number));
         }
     }
 
@@ -171,18 +170,22 @@ impl Checks {
     }
 
     /// A node appends an entry to its log.
-    pub(crate) fn append(&mut self, node: usize, entry: &LogEntry, log: &Log) -> Verdict {
+    pub(crate) fn append(&mut self, node: usize, entry: &LogEntry, disk: &Disk) -> Verdict {
+        let (log, epoch_on_disk) = (&disk.live, disk.durable.epoch());
         match entry {
             LogEntry::Record(record) => {
                 let number = number(record);
                 let written = number.is_none_or(|number| *record == record_of(record.position, number));
                 ensure(written, || format!("{record:?} was never written"))?;
+                if record.position.epoch > epoch_on_disk {
+                    return Ok(()); // Nobody hears of it before the epoch is on disk, and it gets lost with that.
+                }
                 let other = *self.by_position.entry(record.position).or_insert(number);
                 ensure(other == number, || format!("{} is two records: {other:?} and {number:?}", record.position))
             }
             LogEntry::Cut { from } => log.from(*from).iter().try_for_each(|record| {
                 let committed = self.history.get(record.position.lsn.0 as usize - 1);
-                let cut = committed.is_some_and(|c| c.position == record.position && !c.lost);
+                let cut = committed.is_some_and(|c| c.position == record.position);
                 ensure(!cut, || format!("node {node} cuts {}, which is committed", record.position))
             }),
             LogEntry::Configuration(_) | LogEntry::Reset { .. } => Ok(()),
@@ -201,19 +204,14 @@ impl Checks {
         })?;
         ensure(at <= self.history.len(), || format!("node {node} applies {position} before what is before it"))?;
         if let Some(committed) = self.history.get(at) {
-            if committed.position == position {
-                return Ok(());
-            }
-            ensure(committed.lost, || format!("node {node} applies {position} where {} is committed", committed.position))?;
-            for lost in self.history.drain(at..) {
-                lost.number.map(|number| self.applied.remove(&number));
-            }
+            let same = committed.position == position;
+            return ensure(same, || format!("node {node} applies {position} where {} is committed", committed.position));
         }
         if let Some(number) = number {
             let before = self.applied.insert(number, position.lsn);
             ensure(before.is_none(), || format!("write {number} is applied at {before:?} and again at {position}"))?;
         }
-        self.history.push(Committed { position, number, acknowledged: false, lost: false });
+        self.history.push(Committed { position, number, acknowledged: false });
         Ok(())
     }
 
@@ -272,7 +270,7 @@ impl Checks {
         self.lead(life, epoch)?;
         self.served = self.served.max(epoch);
         self.epochs_served.insert(epoch);
-        let missing = self.history.iter().skip(committed.0 as usize).find(|c| c.acknowledged && !c.lost);
+        let missing = self.history.iter().skip(committed.0 as usize).find(|c| c.acknowledged);
         if let Some(missing) = missing {
             // Whoever leads by a newer epoch may have gone on: then this one does not answer reads any more.
             let position = missing.position;
@@ -302,7 +300,7 @@ impl Checks {
         ensure(epoch >= self.served, || {
             format!("node {node} answers reads in epoch {epoch}, and epoch {} is served", self.served)
         })?;
-        let missing = self.history.iter().skip(replica.committed().0 as usize).find(|c| c.acknowledged && !c.lost);
+        let missing = self.history.iter().skip(replica.committed().0 as usize).find(|c| c.acknowledged);
         missing.map_or(Ok(()), |missing| {
             Err(format!("node {node} answers reads without {}, which was acknowledged", missing.position))
         })

@@ -121,11 +121,6 @@ impl Clients {
         self.clients.iter().all(|c| c.done >= 2 && c.current.is_none())
     }
 
-    /// The first client is not done.
-    pub(crate) fn ask_for_more(&mut self) {
-        self.clients[0].done = 0;
-    }
-
     /// What clients saw can have happened one thing after the other.
     pub(crate) fn verify(&self, checks: &[Checks]) -> Verdict {
         for ((partition, key), history) in &self.histories {

@@ -219,7 +219,7 @@ impl World {
                     self.coverage.note("cuts", u64::from(matches!(entry, LogEntry::Cut { .. })));
                     self.coverage.note("resets", u64::from(matches!(entry, LogEntry::Reset { .. })));
                     let part = &mut self.nodes[node].parts[place.partition];
-                    self.checks[place.partition].append(node, &entry, &part.disk.live)?;
+                    self.checks[place.partition].append(node, &entry, &part.disk)?;
                     part.disk.append(entry, committed);
                     appended = true;
                 }

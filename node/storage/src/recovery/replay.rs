@@ -113,7 +113,8 @@ impl Replay {
     fn settle(&mut self, position: Position) {
         let Position { epoch, lsn } = position;
         let before = Lsn(lsn.0 - 1);
-        if self.configuration.as_ref().is_some_and(|c| c.epoch == epoch) {
+        // A newer one is that of the checkpoint: what is missing before this record is older still.
+        if self.configuration.as_ref().is_some_and(|c| c.epoch >= epoch) {
             self.suspicion.take_if(|suspicion| {
                 let same = before <= suspicion.known && self.end.epoch_at(before) == Some(epoch);
                 same || before <= self.applied.lsn
