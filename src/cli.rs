@@ -1,6 +1,6 @@
 //! The command line: subcommands, their help, and what a bare `kv` means.
 
-use crate::{data, doctor, local, status};
+use crate::{admin, data, doctor, local, status};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use std::ffi::OsString;
 
@@ -11,7 +11,8 @@ Examples:
   kv local --ports auto           the same on ports that are free
   kv put greeting 'hello there'   store a value …
   kv get greeting                 … and read it back, raw
-  kv status --watch               who leads what, redrawn each second
+  kv status --watch               who leads what, redrawn each second, and every change
+  kv admin handoff --node NODE    pass on what a node leads, before it is mended
   kv doctor                       can this machine run a node, and what cures it if not
 
 Every flag can also be set by the environment variable that its help names. Processes that `kv local` \
@@ -26,7 +27,7 @@ Examples:
   kv local --restart                    a process that dies is started again
   kv local --ack replicated             writes wait for memories, not for disks
 
-Try the failures: `kill -STOP` a follower and write, `kill -CONT` it and look at `kv status`; the process \
+Try the failures: `kill -9` a leader while `kv status --watch` shows who takes over, and write on; the process \
 ids stand in DIR/cluster.json. The nodes keep their data in DIR/nodes; a start on the same DIR has all of them.";
 
 const DATA_EXAMPLES: &str = "\
@@ -63,7 +64,13 @@ pub(crate) enum Command {
     /// One router: serves the HTTP API and keeps the cluster map
     Router(kv_router::RouterOptions),
     /// The cluster as a table: who leads and follows what, how far behind, in which trouble
+    #[command(after_help = status::EXPLANATION)]
     Status(status::Options),
+    /// Change the cluster by hand: pass leadership on, drop a follower, recover with loss
+    Admin {
+        #[command(subcommand)]
+        command: admin::Command,
+    },
     /// Write the value of a key to stdout, raw
     #[command(after_help = DATA_EXAMPLES)]
     Get(data::GetOptions),

@@ -1,6 +1,7 @@
 //! The command `kv`: thin glue from a command line to the crates that do the work. A file per subcommand; what a
 //! node and a router are stands in their crates.
 
+mod admin;
 mod cli;
 mod data;
 mod doctor;
@@ -53,6 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Status(options) => on_this_thread(status::run(options)),
+        Command::Admin { command } => on_this_thread(admin::run(command)),
         Command::Get(options) => on_this_thread(data::get(options)),
         Command::Put(options) => on_this_thread(data::put(options)),
         Command::Delete(options) => on_this_thread(data::delete(options)),

@@ -40,9 +40,11 @@ pub(crate) enum Answer {
     Missing,
     Written(Written),
     ConditionFailed { at: Answered, current: Option<Version> },
+    TooOld { committed: Version },
     Map(Box<NodeView>),
     Stats(Box<NodeStats>),
     Pong,
+    Accepted { at: Answered },
     Error(Box<WireError>),
 }
 
@@ -59,9 +61,11 @@ impl From<Response<'_>> for Answer {
             Response::Missing { .. } => Answer::Missing,
             Response::Written { at, version } => Answer::Written(Written { version, at }),
             Response::ConditionFailed { at, current } => Answer::ConditionFailed { at, current },
+            Response::TooOld { committed, .. } => Answer::TooOld { committed },
             Response::Map(view) => Answer::Map(Box::new(view)),
             Response::Stats(stats) => Answer::Stats(Box::new(stats)),
             Response::Pong => Answer::Pong,
+            Response::Accepted { at } => Answer::Accepted { at },
             Response::Error(e) => Answer::Error(Box::new(e)),
         }
     }

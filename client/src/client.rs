@@ -5,16 +5,18 @@ use crate::{
     answer::Answer,
     builder::Settings,
     link::{Link, SharedTable, read, write},
+    operation_ids::OperationIds,
     refresh::Refresher,
-    retry::{Decision, REQUEST_BACKOFF, RetryBudget, decide},
-    routing_table::{NoRoute, Route},
+    retry::{Attempts, Decision, MAX_ATTEMPTS, REQUEST_BACKOFF, RetryBudget, decide},
+    routing_table::{NoRoute, Route, RoutingTable},
 };
 use kv_proto::{
     cluster_map::ClusterMap,
-    error_code::{ErrorCode, Outcome},
-    ids::{ExecutorIndex, NodeId},
+    error_code::{ErrorCode, Outcome, WireError},
+    ids::{ClientId, ExecutorIndex, NodeId, OperationId},
     limits::{HIGHEST_MAX_VALUE_BYTES, Limits, MAX_TTL_MS},
-    request::{Condition, Operation},
+    request::{AdminCommand, Condition, Operation},
+    response::Answered,
     stats::NodeStats,
 };
 use std::{
@@ -25,13 +27,16 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
+/// What a client is told whose operation ids are always too old.
+const TOO_FAST: &str =
+    "the partition is written to so fast that it forgets operations before this client has heard of them";
 /// Who answered a request for a key, in errors.
 const LEADER: &str = "the leader of the key's partition";
 
 /// A client of one cluster. Cheap to clone; clones share connections, map and retry budget.
 ///
 /// All methods are cancel-safe in that a dropped future leaves nothing behind; whether a dropped write was applied
-/// is then unknown.
+/// is then unknown. A write is applied at most once, however often it has to be sent: see the crate's introduction.
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -55,6 +60,7 @@ struct Inner {
     links: RwLock<HashMap<(NodeId, ExecutorIndex), Arc<Link>>>,
     refresher: Arc<Refresher>,
     budget: RetryBudget,
+    operation_ids: OperationIds,
     settings: Settings,
 }
 
@@ -71,7 +77,8 @@ impl Client {
         }
         let refresher = Refresher::new(seeds, Arc::clone(&table), settings);
         let (links, budget) = (RwLock::default(), RetryBudget::new());
-        Ok(Client { inner: Arc::new(Inner { table, links, refresher, budget, settings }) })
+        let operation_ids = OperationIds::new(ClientId(rand::random()));
+        Ok(Client { inner: Arc::new(Inner { table, links, refresher, budget, operation_ids, settings }) })
     }
 
     /// The value of a key; `None` if it has none.
@@ -141,10 +148,25 @@ impl Client {
             return Err(Error::UnknownNode { node });
         }
         let connection = inner.link(node, ExecutorIndex(0)).connection(deadline).await?;
-        match connection.call(Operation::Stats, deadline).await? {
+        match connection.call(Operation::Stats, None, deadline).await? {
             Answer::Stats(stats) => Ok(*stats),
             Answer::Error(e) => Err(Error::Rejected(e)),
             other => Err(not_an_answer(node.to_string(), &other, Outcome::NotApplied)),
+        }
+    }
+
+    /// Has the leader of a partition carry out a command, and says in which epoch it accepted it. It is asked once,
+    /// without retries; whether the command was carried out then, the cluster map shows.
+    ///
+    /// # Errors
+    /// See [`Error`]; with the code [`ErrorCode::NotInSync`] when the partition has not the follower that it needs.
+    pub async fn admin(&self, command: AdminCommand) -> Result<Answered, Error> {
+        let inner = &self.inner;
+        let deadline = Instant::now() + inner.settings.deadline;
+        let route = inner.find(|t| t.route_of(command.partition()), deadline).await?;
+        match inner.attempt(route, Operation::Admin(command), None, deadline).await? {
+            Answer::Accepted { at } => Ok(at),
+            other => Err(not_an_answer(route.node.to_string(), &other, Outcome::Unknown)),
         }
     }
 
@@ -170,40 +192,75 @@ impl Inner {
         let highest = Limits { max_value_bytes: HIGHEST_MAX_VALUE_BYTES as u32 };
         check(highest, operation)?;
         let deadline = Instant::now() + self.settings.deadline;
-        let mut attempts = 0;
+        let mut attempts = Attempts::default();
+        let mut operation_id = None;
+        // The failure of the last attempt that may have been applied: until somebody knows better, that of the write.
+        let mut open = None;
         loop {
-            attempts += 1;
-            let route = self.route(key, deadline).await?;
-            let error = match self.attempt(route, operation, deadline).await {
+            attempts.all += 1;
+            let route = match self.find(|t| t.route(key), deadline).await {
+                Ok(route) => route,
+                Err(error) => return Err(open.unwrap_or(error)),
+            };
+            if operation_id.is_none() && is_write(operation) {
+                let partitions = read(&self.table, RoutingTable::partitions);
+                operation_id = Some(self.operation_ids.next(route.partition, partitions));
+            }
+            let error = match self.attempt(route, operation, operation_id, deadline).await {
+                Ok(Answer::TooOld { committed }) => {
+                    self.operation_ids.learn(route.partition, committed);
+                    if let Some(open) = open {
+                        return Err(open);
+                    }
+                    // Nothing was applied under this id.
+                    operation_id = None;
+                    if attempts.all >= MAX_ATTEMPTS {
+                        return Err(WireError::new(ErrorCode::Overloaded, TOO_FAST).into());
+                    }
+                    continue;
+                }
                 Ok(answer) => {
-                    if attempts == 1 {
+                    if let Answer::Written(written) = &answer {
+                        self.operation_ids.learn(route.partition, written.version);
+                    }
+                    if attempts.all == 1 {
                         self.budget.deposit();
                     }
                     return Ok(answer);
                 }
+                // That is an answer: whatever became of earlier attempts, the write is decided.
+                Err(error @ Error::ConditionFailed { .. }) => return Err(error),
                 Err(error) => error,
             };
             let redirected = self.learn(route, key, &error);
-            match decide(&error, attempts, redirected) {
+            attempts.unknown += u32::from(error.outcome() == Outcome::Unknown);
+            let decision = decide(&error, attempts, redirected);
+            let error = if error.outcome() == Outcome::Unknown { error } else { open.unwrap_or(error) };
+            match decision {
                 Decision::GiveUp => return Err(error),
                 Decision::Redirect => {}
                 Decision::Wait => {
-                    let delay = REQUEST_BACKOFF.delay(attempts, rand::random());
-                    if Instant::now() + delay >= deadline || !self.budget.withdraw() {
+                    let delay = REQUEST_BACKOFF.delay(attempts.all, rand::random());
+                    let is_paid = attempts.unknown > 0 || self.budget.withdraw();
+                    if Instant::now() + delay >= deadline || !is_paid {
                         return Err(error);
                     }
                     sleep(delay).await;
                 }
             }
+            open = (error.outcome() == Outcome::Unknown).then_some(error);
         }
     }
 
-    async fn route(&self, key: &[u8], deadline: Instant) -> Result<Route, Error> {
-        let route = || read(&self.table, |t| t.route(key));
-        let mut found = route();
+    async fn find(
+        &self,
+        route: impl Fn(&RoutingTable) -> Result<Route, NoRoute>,
+        deadline: Instant,
+    ) -> Result<Route, Error> {
+        let mut found = read(&self.table, &route);
         if found == Err(NoRoute::NoMap) {
             self.refresher.first_map(deadline).await?;
-            found = route();
+            found = read(&self.table, &route);
         }
         found.map_err(|e| match e {
             NoRoute::NoMap => Error::NoMap { cause: "nobody has told it".to_owned() },
@@ -214,7 +271,13 @@ impl Inner {
         })
     }
 
-    async fn attempt(&self, route: Route, operation: Operation<'_>, deadline: Instant) -> Result<Answer, Error> {
+    async fn attempt(
+        &self,
+        route: Route,
+        operation: Operation<'_>,
+        operation_id: Option<OperationId>,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
         // A node's first executor is always there, and forwards what is another's.
         let link = self.link(route.node, route.executor.unwrap_or_default());
         let connection = link.connection(deadline).await?;
@@ -222,7 +285,7 @@ impl Inner {
             link.maybe_ask_for_owners(&connection);
         }
         check(connection.limits(), operation)?;
-        match connection.call(operation, deadline).await? {
+        match connection.call(operation, operation_id, deadline).await? {
             Answer::Error(e) => Err(Error::Rejected(e)),
             Answer::ConditionFailed { at, current } => Err(Error::ConditionFailed { at, current }),
             answer => Ok(answer),
@@ -260,6 +323,10 @@ impl Inner {
     }
 }
 
+fn is_write(operation: Operation<'_>) -> bool {
+    matches!(operation, Operation::Put { .. } | Operation::Delete { .. })
+}
+
 /// Checks what the node would refuse, before a byte is sent: a message over its limit costs the connection.
 fn check(limits: Limits, operation: Operation<'_>) -> Result<(), Error> {
     if let Some(key) = operation.key() {
@@ -283,9 +350,11 @@ fn not_an_answer(node: String, answer: &Answer, outcome: Outcome) -> Error {
         Answer::Missing => "no value",
         Answer::Written(_) => "a write",
         Answer::ConditionFailed { .. } => "a failed condition",
+        Answer::TooOld { .. } => "an operation id that is too old",
         Answer::Map(_) => "a map",
         Answer::Stats(_) => "stats",
         Answer::Pong => "a pong",
+        Answer::Accepted { .. } => "an accepted command",
         Answer::Error(_) => "an error",
     };
     Error::Protocol { node, cause: format!("it answered with {text}, which is no answer to the request"), outcome }

@@ -23,6 +23,7 @@ use kv_proto::{
     error_code::Outcome,
     frame::{self, Kind},
     hello::Welcome,
+    ids::OperationId,
     limits::Limits,
     request::{Operation, Request},
 };
@@ -97,10 +98,16 @@ impl Shared {
     }
 
     /// Appends a request for which room was made.
-    fn push(&self, operation: Operation<'_>, deadline: Instant, cost: usize) -> Result<Pending<'_>, Lost> {
+    fn push(
+        &self,
+        operation: Operation<'_>,
+        operation_id: Option<OperationId>,
+        deadline: Instant,
+        cost: usize,
+    ) -> Result<Pending<'_>, Lost> {
         let left = deadline.saturating_duration_since(Instant::now()).as_millis();
         let deadline_ms = u32::try_from(left).unwrap_or(u32::MAX).max(1);
-        let request = Request { deadline_ms, operation_id: None, operation };
+        let request = Request { deadline_ms, operation_id, operation };
         let (place, wake) = {
             let mut state = self.state();
             if let Some(cause) = &state.closed {
@@ -183,8 +190,13 @@ impl Connection {
     }
 
     /// Asks, and waits for the answer until `deadline`. The outcome in the error is the request's.
-    pub(crate) async fn call(&self, operation: Operation<'_>, deadline: Instant) -> Result<Answer, Error> {
-        let is_write = matches!(operation, Operation::Put { .. } | Operation::Delete { .. });
+    pub(crate) async fn call(
+        &self,
+        operation: Operation<'_>,
+        operation_id: Option<OperationId>,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
+        let is_write = matches!(operation, Operation::Put { .. } | Operation::Delete { .. } | Operation::Admin(_));
         let outcome = |sent| if sent && is_write { Outcome::Unknown } else { Outcome::NotApplied };
         let node = || self.welcome.node.to_string();
         let lost = |lost: Lost| {
@@ -194,14 +206,14 @@ impl Connection {
         let cost = match operation {
             Operation::Put { key, value, content_type, .. } => key.len() + value.len() + content_type.len(),
             Operation::Get { key } | Operation::Delete { key, .. } => key.len(),
-            Operation::Map | Operation::Stats | Operation::Ping => 0,
+            Operation::Map | Operation::Stats | Operation::Ping | Operation::Admin(_) => 0,
         };
         let cost = (cost + REQUEST_OVERHEAD_BYTES).min(SEND_BUDGET_BYTES);
         let room = self.shared.make_room(cost);
         if timeout_at(deadline, room).await.is_err() {
             return Err(Error::Busy { node: self.welcome.node });
         }
-        let pending = self.shared.push(operation, deadline, cost).map_err(lost)?;
+        let pending = self.shared.push(operation, operation_id, deadline, cost).map_err(lost)?;
         match timeout_at(deadline, pending).await {
             Ok(result) => result.map_err(lost),
             Err(_) => Err(Error::DeadlineExceeded { node: node(), outcome: outcome(true) }),

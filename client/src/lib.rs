@@ -35,9 +35,12 @@
 //!
 //! [`Error::outcome`] is the promise: after [`Outcome::NotApplied`](proto::error_code::Outcome) the write was not
 //! applied and never will be; after `Unknown` it may have been, or may be yet. A write is unknown when it was
-//! sent and no answer came: its deadline passed, or its connection broke. The client never sends such a write
-//! again; everything else that may help within the deadline it tries by itself (the table in `retry.rs`), so that
-//! an error that [`Error::is_retryable`] is worth trying again only after a while.
+//! sent and no answer came: its deadline passed, or its connection broke. Every write has an operation id, by which the
+//! partition knows it again: so the client asks again with the same id while the deadline lasts, is told what became of
+//! the write, and nothing is applied twice. What else may help within the deadline it tries by itself too (the table in
+//! `retry.rs`), so that an error that [`Error::is_retryable`] is worth trying again only after a while.
+//!
+//! A write that a caller repeats is a new one: after an unknown outcome that may apply it twice.
 //!
 //! A node that refuses connections costs an error at once, not the deadline. A node that is silent is noticed by a
 //! heartbeat, and its connection given up.
@@ -45,11 +48,11 @@
 //! # Two faces
 //!
 //! [`Client`] is for everyone. [`Pipeline`] is the connection without the comfort: no map, no retries, no future
-//! per request; for load generators and other hot paths.
+//! per request, no operation ids; for load generators and other hot paths.
 //!
 //! # What is not here
 //!
-//! Request ids that would let a write be retried after an unknown outcome; HTTP; TLS; batches, scans and watches.
+//! HTTP; TLS; batches, scans and watches.
 
 mod address;
 mod answer;
@@ -58,6 +61,7 @@ mod client;
 mod connection;
 mod error;
 mod link;
+mod operation_ids;
 mod pipeline;
 mod refresh;
 mod retry;

@@ -105,7 +105,7 @@ impl Link {
             let (link, connection) = (Arc::clone(self), Arc::clone(connection));
             tokio::spawn(async move {
                 let deadline = Instant::now() + link.settings.connect_timeout;
-                match connection.call(Operation::Map, deadline).await {
+                match connection.call(Operation::Map, None, deadline).await {
                     Ok(Answer::Map(view)) => link.merge(*view),
                     other => tracing::debug!(node = %link.node, ?other, "the node did not tell its map"),
                 }

@@ -3,24 +3,29 @@
 //! | what failed | what the client does |
 //! |---|---|
 //! | not leader, leader not ready, node shutting down | waits, asks again: leadership may be passing to another node |
-//! | connection lost before a write was sent, or under a read | waits, asks again over a new connection |
+//! | connection lost | waits, asks again over a new connection; a write that was sent has an operation id |
+//! | a write's outcome unknown to the node | waits, asks again, with the same operation id |
 //! | no connection | tells the caller at once: it was tried, and mostly lasts |
 //! | one of these, and the map names another leader by now | asks there at once |
-//! | connection lost under a write that was sent | tells the caller: again, it could be applied twice |
 //! | follower unreachable, overloaded | tells the caller: it lasts, or asking again makes it worse |
 //! | everything else | tells the caller |
 //!
 //! A request is sent at most [`MAX_ATTEMPTS`] times, within its deadline. Every wait is paid for from a budget that
 //! requests without trouble fill, so that retries never outgrow a tenth of the requests for long.
+//!
+//! Once an attempt of a write may have been applied, the write is *open*, and only an answer closes it. It is worth more
+//! then: where the caller would be told of what mostly lasts, the client waits too, as long as the deadline lasts and
+//! for nothing; what is counted are the attempts that may have been applied, since what costs a connection once may do
+//! so again.
 
 use crate::Error;
-use kv_proto::error_code::{ErrorCode, Outcome};
+use kv_proto::error_code::ErrorCode;
 use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::Duration,
 };
 
-/// How often a request is sent, the first time included.
+/// How often a request is sent, the first time included; and how often a write with an unknown outcome.
 pub(crate) const MAX_ATTEMPTS: u32 = 5;
 
 /// Waits between the attempts of one request.
@@ -86,18 +91,32 @@ pub(crate) enum Decision {
     Wait,
 }
 
-/// What to do about `error` after `attempts` attempts. `redirected` says that the request would go to another node now.
-pub(crate) fn decide(error: &Error, attempts: u32, redirected: bool) -> Decision {
-    if attempts >= MAX_ATTEMPTS {
+/// The attempts of one request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Attempts {
+    /// How many there were.
+    pub(crate) all: u32,
+    /// How many of them may have been applied.
+    pub(crate) unknown: u32,
+}
+
+/// What to do about `error`, that of the last of these attempts. `redirected` says that the request would go to another
+/// node now.
+pub(crate) fn decide(error: &Error, attempts: Attempts, redirected: bool) -> Decision {
+    let is_open = attempts.unknown > 0;
+    if (if is_open { attempts.unknown } else { attempts.all }) >= MAX_ATTEMPTS {
         return Decision::GiveUp;
     }
     let (elsewhere, later) = match error {
-        Error::Rejected(e) => {
-            let passing = matches!(e.code, ErrorCode::NotLeader | ErrorCode::NotReady | ErrorCode::ShuttingDown);
-            (passing, passing)
-        }
-        Error::ConnectionLost { outcome: Outcome::NotApplied, .. } => (true, true),
-        Error::Unreachable { .. } => (true, false),
+        Error::Rejected(e) => match e.code {
+            ErrorCode::NotLeader | ErrorCode::NotReady | ErrorCode::ShuttingDown | ErrorCode::OutcomeUnknown => {
+                (true, true)
+            }
+            ErrorCode::FollowerUnreachable | ErrorCode::Overloaded | ErrorCode::TooManyConnections => (false, is_open),
+            _ => (false, false),
+        },
+        Error::ConnectionLost { .. } => (true, true),
+        Error::Unreachable { .. } => (true, is_open),
         _ => (false, false),
     };
     if redirected && elsewhere {
@@ -112,7 +131,7 @@ pub(crate) fn decide(error: &Error, attempts: u32, redirected: bool) -> Decision
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_proto::error_code::WireError;
+    use kv_proto::error_code::{Outcome, WireError};
 
     #[test]
     fn waits_double_up_to_their_cap_and_are_spread_over_all_of_it() {
@@ -141,32 +160,28 @@ mod tests {
         let rejected = |code| Error::from(WireError::new(code, "why"));
         let lost = |outcome| Error::ConnectionLost { node: "n".into(), cause: "x".into(), outcome };
         let unreachable = || Error::Unreachable { node: "n".into(), cause: "x".into() };
-        // What is done while the leader stays the same, and when the map names another one.
+        // What is done while the leader stays the same, and when the map names another one; and if the write is open.
+        let (wait, redirect, give_up) = (Decision::Wait, Decision::Redirect, Decision::GiveUp);
         let cases = [
-            (rejected(ErrorCode::NotLeader), Decision::Wait, Decision::Redirect),
-            (rejected(ErrorCode::NotReady), Decision::Wait, Decision::Redirect),
-            (rejected(ErrorCode::ShuttingDown), Decision::Wait, Decision::Redirect),
-            (lost(Outcome::NotApplied), Decision::Wait, Decision::Redirect),
-            (unreachable(), Decision::GiveUp, Decision::Redirect),
-            (lost(Outcome::Unknown), Decision::GiveUp, Decision::GiveUp),
-            (rejected(ErrorCode::FollowerUnreachable), Decision::GiveUp, Decision::GiveUp),
-            (rejected(ErrorCode::Overloaded), Decision::GiveUp, Decision::GiveUp),
-            (rejected(ErrorCode::OutcomeUnknown), Decision::GiveUp, Decision::GiveUp),
-            (rejected(ErrorCode::KeyEmpty), Decision::GiveUp, Decision::GiveUp),
+            (rejected(ErrorCode::NotLeader), wait, redirect, wait),
+            (rejected(ErrorCode::NotReady), wait, redirect, wait),
+            (rejected(ErrorCode::ShuttingDown), wait, redirect, wait),
+            (lost(Outcome::NotApplied), wait, redirect, wait),
+            (unreachable(), give_up, redirect, wait),
+            (lost(Outcome::Unknown), wait, redirect, wait),
+            (rejected(ErrorCode::OutcomeUnknown), wait, redirect, wait),
+            (rejected(ErrorCode::FollowerUnreachable), give_up, give_up, wait),
+            (rejected(ErrorCode::Overloaded), give_up, give_up, wait),
+            (rejected(ErrorCode::KeyEmpty), give_up, give_up, give_up),
+            (rejected(ErrorCode::MemoryFull), give_up, give_up, give_up),
         ];
-        for (error, same, other) in cases {
-            assert_eq!(decide(&error, 1, false), same, "{error:?}");
-            assert_eq!(decide(&error, 1, true), other, "{error:?}");
-            assert_eq!(decide(&error, MAX_ATTEMPTS, true), Decision::GiveUp, "{error:?}");
-        }
-    }
-
-    #[test]
-    fn nothing_that_may_have_been_applied_is_sent_again() {
-        for code in ErrorCode::ALL {
-            let error = Error::from(WireError::new(*code, "why"));
-            let again = decide(&error, 1, true) != Decision::GiveUp;
-            assert!(!(again && error.outcome() == Outcome::Unknown), "{code}");
+        for (error, same, other, open) in cases {
+            let attempts = |all, unknown| Attempts { all, unknown };
+            assert_eq!(decide(&error, attempts(1, 0), false), same, "{error:?}");
+            assert_eq!(decide(&error, attempts(1, 0), true), other, "{error:?}");
+            assert_eq!(decide(&error, attempts(MAX_ATTEMPTS, 0), true), give_up, "{error:?}");
+            assert_eq!(decide(&error, attempts(MAX_ATTEMPTS, 1), false), open, "{error:?}");
+            assert_eq!(decide(&error, attempts(MAX_ATTEMPTS, MAX_ATTEMPTS), true), give_up, "{error:?}");
         }
     }
 }

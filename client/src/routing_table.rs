@@ -62,6 +62,11 @@ impl RoutingTable {
         self.map.as_ref().map(|m| m.cluster)
     }
 
+    /// How many partitions there are, once that is known.
+    pub(crate) fn partitions(&self) -> u16 {
+        self.routes.len() as u16
+    }
+
     /// Where a node listens.
     pub(crate) fn address(&self, node: NodeId) -> Option<&str> {
         self.map.as_ref()?.node(node).map(|n| n.address.as_str())
@@ -72,8 +77,13 @@ impl RoutingTable {
         if self.routes.is_empty() {
             return Err(NoRoute::NoMap);
         }
-        let partition = partition_of(key, self.routes.len() as u16);
-        self.routes[usize::from(partition.0)].ok_or(NoRoute::NoLeader(partition))
+        self.route_of(partition_of(key, self.routes.len() as u16))
+    }
+
+    /// Where a request for this partition goes; one that the cluster has not has no leader.
+    pub(crate) fn route_of(&self, partition: PartitionId) -> Result<Route, NoRoute> {
+        let route = self.routes.get(usize::from(partition.0)).copied().flatten();
+        route.ok_or(if self.routes.is_empty() { NoRoute::NoMap } else { NoRoute::NoLeader(partition) })
     }
 
     /// Takes from `told` whatever is newer than what is known.
@@ -219,6 +229,7 @@ mod tests {
         assert_eq!(table.route(b"k"), Err(NoRoute::NoMap));
         table.merge_map(map(1, &[None])).expect("first");
         assert_eq!(table.route(b"k"), Err(NoRoute::NoLeader(PartitionId(0))));
+        assert_eq!(table.route_of(PartitionId(1)), Err(NoRoute::NoLeader(PartitionId(1))));
         table.merge_map(map(2, &[None, None])).expect_err("another number of partitions");
     }
 
@@ -268,6 +279,7 @@ mod tests {
             assert_eq!(table.merge_configuration(PartitionId(partition), &told), taken, "{partition} in {epoch}");
         }
         assert_eq!(table.route(b"k").expect("led").node, node("b"));
+        assert_eq!(table.route_of(PartitionId(0)), table.route(b"k"));
     }
 
     #[test]

@@ -2,8 +2,12 @@
 
 #![no_main]
 
-use kv_proto::ids::{DiskId, NodeId};
-use kv_storage::{checkpoint, log::format::Identity};
+use kv_proto::ids::{DiskId, Lsn, NodeId};
+use kv_storage::{
+    checkpoint::{self, Checkpoint},
+    log::format::Identity,
+    operations::Operations,
+};
 use libfuzzer_sys::{arbitrary, arbitrary::Arbitrary, fuzz_target};
 
 #[derive(Arbitrary, Debug)]
@@ -20,7 +24,12 @@ fuzz_target!(|input: Input| {
         Input::Frames(header, chunks) => checkpoint::with_checksums(&identity, header, &chunks),
     };
     let _ = checkpoint::read_only_header(&mut &bytes[..], &identity);
-    if let Ok((header, table, footer)) = checkpoint::read(&mut &bytes[..], &identity) {
+    if let Ok(Checkpoint { header, table, operations, footer }) = checkpoint::read(&mut &bytes[..], &identity) {
         assert!(table.keys() <= footer.entries && footer.end >= header.start.lsn);
+        let (mut chunk, mut copy) = (Vec::new(), Operations::default());
+        if operations.next_chunk(Lsn(0), usize::MAX, &mut chunk).is_some() {
+            copy.take_chunk(&chunk).expect("what was read can be read again");
+        }
+        assert_eq!((copy.count(), copy.digest()), (operations.count(), operations.digest()));
     }
 });

@@ -3,7 +3,7 @@
 #![no_main]
 
 use kv_fuzz::round_trip;
-use kv_proto::replication::{Effect, PeerBatch};
+use kv_proto::{effect::Effect, replication::PeerBatch};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,7 +1,14 @@
-//! A partition as an executor owns it: the replica of the core, its table, and what its pending writes will make
-//! of the table.
+//! A partition as an executor owns it: the replica of the core, its table, the operations that it remembers, and what
+//! its pending writes will make of both.
 //!
 //! Decides what a client's operation comes to; does no I/O.
+//!
+//! # Operation ids
+//!
+//! A write with an id is decided once. Its record says what became of it, also where it changes nothing, so that every
+//! later leader knows; whoever asks again is answered the same, once that record is committed. A leader serves when
+//! everything that it did not propose itself is applied or cut, so what is remembered and what is pending are together
+//! everything there is.
 //!
 //! # Expiry
 //!
@@ -10,12 +17,13 @@
 //! its delete, and is answered when that is committed.
 
 use crate::{
+    executor::nobody,
     pending::{Current, Pending},
     storage::checkpoint_bytes,
 };
 use kv_proto::{
     cluster_map::Configuration,
-    effect::Effect,
+    effect::{Effect, Unchanged},
     ids::{HistoryId, Lsn, Member, OperationId, PartitionId, Version},
     replication::{Position, Record},
     request::Condition,
@@ -23,10 +31,11 @@ use kv_proto::{
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{self, Actions, Event, Refusal, Replica, Token},
+    replica::{self, Action, Actions, Event, LogEntry, Refusal, Replica, Token},
 };
 use kv_storage::{
     kept::Kept,
+    operations::{Done, Known, Operations},
     recovery,
     table::{Entry, Table, Walk},
 };
@@ -41,6 +50,7 @@ pub(crate) struct Partition {
     pub(crate) kept: Kept,
     applied: Position,
     table: Table,
+    operations: Operations,
     pending: Pending,
 }
 
@@ -64,6 +74,8 @@ pub(crate) enum Decision {
     ConditionFailed(Option<Version>),
     /// There is nothing to delete.
     Missing,
+    /// Whether an earlier attempt of it was done cannot be told any more; this one is not.
+    TooOld,
 }
 
 impl Partition {
@@ -77,21 +89,22 @@ impl Partition {
         now: Instant64,
         out: &mut Actions,
     ) -> Self {
-        let recovery::Partition { table, restored, released, index } = restored;
+        let recovery::Partition { table, operations, restored, released, index } = restored;
         let applied = restored.applied;
         let last = restored.last();
         let kept = Kept::new(released, last.lsn, index);
         let replica = Replica::new(id, me, configuration, restored, options, now, out);
-        Partition { replica, queued: false, kept, applied, table, pending: Pending::default() }
+        Partition { replica, queued: false, kept, applied, table, operations, pending: Pending::default() }
     }
 
     /// Gives an event to the replica.
     pub(crate) fn handle(&mut self, now: Instant64, event: Event, out: &mut Actions) {
-        let epoch = self.replica.configuration().epoch;
+        let before = out.len();
         self.replica.handle(now, event, out);
-        if self.replica.configuration().epoch != epoch {
-            // Of what was pending, the next leader decides; it serves only when all of that is in the table or cut.
-            self.pending = Pending::default();
+        for action in &out[before..] {
+            if let Action::Append(LogEntry::Cut { from }) = action {
+                self.pending.cut(*from);
+            }
         }
     }
 
@@ -100,9 +113,14 @@ impl Partition {
         self.applied
     }
 
-    /// Bytes that a checkpoint of the table takes at most.
+    /// Bytes that a checkpoint takes at most.
     pub(crate) fn checkpoint_bytes(&self) -> u64 {
-        checkpoint_bytes(&self.table)
+        checkpoint_bytes(&self.table, &self.operations)
+    }
+
+    /// The operations that are remembered.
+    pub(crate) fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// How many keys have a value.
@@ -164,16 +182,17 @@ impl Partition {
         Ok(())
     }
 
-    /// Proposes deletes of entries that have expired, at most about `max`, if writes are taken; nobody waits for them,
-    /// so `token` is one that names nobody. Says whether there may be more.
-    pub(crate) fn sweep(&mut self, now: Instant64, wall_ms: u64, max: usize, token: Token, out: &mut Actions) -> bool {
+    /// Proposes deletes of entries that have expired, at most about `max`, if writes are taken. Says whether there may
+    /// be more.
+    pub(crate) fn sweep(&mut self, now: Instant64, wall_ms: u64, max: usize, out: &mut Actions) -> bool {
         if self.replica.check_write(now).is_err() {
             return false;
         }
         let expired = self.table.expired(wall_ms, max);
         for key in &expired {
             // What is pending has taken the entry's place, or is its delete.
-            if self.pending.get(key).is_none() && self.propose(now, &Effect::Delete { key }, None, token, out).is_err()
+            if self.pending.get(key).is_none()
+                && self.propose(now, &Effect::Delete { key }, None, nobody(), out).is_err()
             {
                 break;
             }
@@ -189,8 +208,28 @@ impl Partition {
         }
     }
 
+    /// What was decided of a write that was asked for before, or may have been.
+    pub(crate) fn recall(&self, id: &OperationId) -> Option<Decision> {
+        let done = match self.pending.operation(id) {
+            Some(done) => done,
+            None => match self.operations.find(id) {
+                Known::Done(done) => done,
+                // A client knows only what is committed, unless it is of a history that was given up.
+                Known::New if id.known_lsn <= self.replica.committed() => return None,
+                Known::New | Known::TooOld => return Some(Decision::TooOld),
+            },
+        };
+        Some(match done {
+            Done::Written(lsn) => Decision::Proposed(self.version(lsn)),
+            Done::Unchanged(Unchanged::Missing) => Decision::Missing,
+            Done::Unchanged(Unchanged::ConditionFailed { current }) => {
+                Decision::ConditionFailed((current > Lsn(0)).then(|| self.version(current)))
+            }
+        })
+    }
+
     /// Decides a write, against everything prepared; limits were checked before, and `wall_ms` is the wall clock. With
-    /// an error nothing happened, and `token` will not be answered.
+    /// an error it was not done, and `token` will not be answered.
     ///
     /// # Errors
     /// When the replica does not take writes.
@@ -206,7 +245,11 @@ impl Partition {
         out: &mut Actions,
     ) -> Result<Decision, Refusal> {
         self.replica.check_read()?;
-        let key = effect.key();
+        if let Some(decision) = operation_id.and_then(|id| self.recall(&id)) {
+            self.replica.handle(now, Event::ClientBarrier { token }, out);
+            return Ok(decision);
+        }
+        let key = effect.key().expect("what clients write has a key");
         let there = self.current(key);
         let expired = there.is_some_and(|c| c.has_expired(wall_ms));
         let current = there.filter(|_| !expired).map(|c| self.version(c.lsn));
@@ -220,10 +263,22 @@ impl Partition {
             let lsn = self.propose(now, &effect, operation_id, token, out)?;
             return Ok(Decision::Proposed(self.version(lsn)));
         }
-        if expired {
-            self.propose(now, &Effect::Delete { key }, None, token, out)?;
+        let unchanged = if holds {
+            Unchanged::Missing
         } else {
-            self.replica.handle(now, Event::ClientBarrier { token }, out);
+            Unchanged::ConditionFailed { current: current.map_or(Lsn(0), |version| version.lsn) }
+        };
+        match (operation_id, expired) {
+            (Some(_), expired) => {
+                if expired {
+                    self.propose(now, &Effect::Delete { key }, None, nobody(), out)?;
+                }
+                self.propose(now, &Effect::Outcome(unchanged), operation_id, token, out)?;
+            }
+            (None, true) => {
+                self.propose(now, &Effect::Delete { key }, None, token, out)?;
+            }
+            (None, false) => self.replica.handle(now, Event::ClientBarrier { token }, out),
         }
         Ok(if holds { Decision::Missing } else { Decision::ConditionFailed(current) })
     }
@@ -241,27 +296,37 @@ impl Partition {
         let payload: Arc<[u8]> = effect.encode().into();
         self.replica.handle(now, Event::ClientWrite { payload: payload.clone(), operation_id, token }, out);
         let lsn = self.replica.prepared().lsn;
+        if let (Some(id), Some(done)) = (operation_id, Done::of(lsn, effect)) {
+            self.pending.insert_operation(lsn, id, done);
+        }
         self.pending.insert(lsn, payload);
         Ok(lsn)
     }
 
-    /// Brings a committed record into the table.
+    /// Brings a committed record into the table, and its operation among those that are remembered.
     pub(crate) fn apply(&mut self, record: &Record) {
         let lsn = record.position.lsn;
         let effect = Effect::decode(&record.payload).expect("effects are checked when they come in");
+        self.operations.apply(record, &effect);
         match effect {
             Effect::Put { key, content_type, value, expires } => {
                 self.table.put(key, Entry { lsn, expires, content_type, value });
             }
             Effect::Delete { key } => self.table.remove(key),
+            Effect::Outcome(_) | Effect::Nothing => {}
         }
         self.applied = record.position;
-        self.pending.remove(lsn, effect.key());
+        if let Some(key) = effect.key() {
+            self.pending.remove(lsn, key);
+        }
+        if let Some(id) = &record.operation_id {
+            self.pending.remove_operation(id);
+        }
     }
 
-    /// Bytes of memory that its table takes.
+    /// Bytes of memory that its table and its operations take.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        self.table.memory_bytes()
+        self.table.memory_bytes() + self.operations.memory_bytes()
     }
 
     /// How it is; `executor` is filled in by who owns it.
@@ -278,11 +343,14 @@ impl Partition {
             applied_lsn: self.replica.committed(),
             keys: self.table.keys(),
             bytes: self.table.bytes(),
-            memory_bytes: self.table.memory_bytes(),
+            memory_bytes: self.memory_bytes(),
             digest: format!("{:016x}", self.table.digest()),
         }
     }
 }
+
+#[cfg(test)]
+mod operation_tests;
 
 #[cfg(test)]
 mod tests {
@@ -295,37 +363,48 @@ mod tests {
     use kv_replication::replica::{Action, Options, Outcome};
 
     /// A leader without followers, whose log flushes when the test says so.
-    struct Alone {
-        partition: Partition,
+    pub(super) struct Alone {
+        pub(super) partition: Partition,
         out: Actions,
         appended: u64,
         tokens: u64,
-        wall_ms: u64,
+        pub(super) wall_ms: u64,
     }
 
     impl Alone {
-        fn new() -> Self {
+        pub(super) fn new() -> Self {
+            Self::with(recovery::Partition::default())
+        }
+
+        pub(super) fn with(restored: recovery::Partition) -> Self {
             let me = Member { node: NodeId::new("n").expect("a name"), disk: DiskId(1) };
             let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader: me, in_sync: vec![] };
             let (mut out, options) = (Actions::new(), Options::default());
-            let nothing = recovery::Partition::default();
             let id = PartitionId(0);
-            let partition = Partition::new(id, me, configuration, nothing, options, Instant64(0), &mut out);
+            let partition = Partition::new(id, me, configuration, restored, options, Instant64(0), &mut out);
             let mut alone = Alone { partition, out, appended: 0, tokens: 0, wall_ms: 1000 };
             alone.flush();
             alone
         }
 
-        fn write(&mut self, effect: Effect, condition: Condition) -> Decision {
+        pub(super) fn write(&mut self, effect: Effect, condition: Condition) -> Decision {
+            self.ask(effect, condition, None)
+        }
+
+        pub(super) fn write_with(&mut self, effect: Effect, condition: Condition, id: OperationId) -> Decision {
+            self.ask(effect, condition, Some(id))
+        }
+
+        fn ask(&mut self, effect: Effect, condition: Condition, id: Option<OperationId>) -> Decision {
             self.tokens += 1;
             let token = Token(self.tokens);
             self.partition
-                .write(Instant64(0), self.wall_ms, effect, condition, None, token, &mut self.out)
+                .write(Instant64(0), self.wall_ms, effect, condition, id, token, &mut self.out)
                 .expect("alone takes writes")
         }
 
         /// Flushes, applies, and says which tokens were answered.
-        fn flush(&mut self) -> Vec<u64> {
+        pub(super) fn flush(&mut self) -> Vec<u64> {
             self.appended += self.out.iter().filter(|a| matches!(a, Action::Append(_))).count() as u64;
             let flushed = Event::Flushed { entries: self.appended };
             self.partition.replica.handle(Instant64(0), flushed, &mut self.out);
@@ -335,7 +414,7 @@ mod tests {
                     Action::Apply(record) => self.partition.apply(&record),
                     Action::Reply { token, outcome } => {
                         assert_eq!(outcome, Outcome::Committed);
-                        answered.push(token.0);
+                        answered.extend((token != nobody()).then_some(token.0));
                     }
                     Action::Append(_) => {}
                     other => panic!("alone there is nobody for {other:?}"),
@@ -356,7 +435,7 @@ mod tests {
             self.partition.expire(Instant64(0), self.wall_ms, b"k", token, &mut self.out).expect("alone takes writes");
         }
 
-        fn value(&self) -> Option<&[u8]> {
+        pub(super) fn value(&self) -> Option<&[u8]> {
             match self.read() {
                 Read::Value(entry) => Some(entry.value),
                 Read::Missing => None,
@@ -365,17 +444,17 @@ mod tests {
         }
     }
 
-    fn put(value: &[u8]) -> Effect<'_> {
+    pub(super) fn put(value: &[u8]) -> Effect<'_> {
         Effect::Put { key: b"k", content_type: "", value, expires: None }
     }
 
-    fn put_until(ms: u64, value: &[u8]) -> Effect<'_> {
+    pub(super) fn put_until(ms: u64, value: &[u8]) -> Effect<'_> {
         Effect::Put { key: b"k", content_type: "", value, expires: Expiry::from_ms(ms) }
     }
 
-    const DELETE: Effect<'static> = Effect::Delete { key: b"k" };
+    pub(super) const DELETE: Effect<'static> = Effect::Delete { key: b"k" };
 
-    fn version(lsn: u64) -> Version {
+    pub(super) fn version(lsn: u64) -> Version {
         Version { history: HistoryId(0), lsn: Lsn(lsn) }
     }
 
@@ -464,7 +543,7 @@ mod tests {
         }
         alone.flush();
         let sweep = |alone: &mut Alone, wall_ms| {
-            let more = alone.partition.sweep(Instant64(0), wall_ms, 3, Token(99), &mut alone.out);
+            let more = alone.partition.sweep(Instant64(0), wall_ms, 3, &mut alone.out);
             (more, alone.partition.replica.prepared().lsn.0)
         };
         assert_eq!(sweep(&mut alone, 1999), (false, 5));

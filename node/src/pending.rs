@@ -1,18 +1,19 @@
-//! What the pending writes of a leader will make of each key: conditions are decided against what is prepared, not
-//! only against what is committed.
+//! What the pending writes of a leader will make of each key, and what became of those with an operation id: writes are
+//! decided against what is prepared, not only against what is committed.
 
 use hashbrown::HashTable;
 use kv_proto::{
     effect::{Effect, Expiry},
-    ids::Lsn,
+    ids::{ClientId, Lsn, OperationId},
 };
-use kv_storage::key_hash;
-use std::sync::Arc;
+use kv_storage::{key_hash, operations::Done};
+use std::{collections::HashMap, sync::Arc};
 
-/// The last pending write of each key that has one.
+/// The last pending write of each key that has one, and the pending operations.
 #[derive(Default)]
 pub(crate) struct Pending {
     writes: HashTable<Write>,
+    operations: HashMap<(ClientId, u64), (Lsn, Done)>,
 }
 
 struct Write {
@@ -42,10 +43,10 @@ fn effect(payload: &[u8]) -> Effect<'_> {
 impl Pending {
     /// The write at `lsn`, the newest of all, is prepared.
     pub(crate) fn insert(&mut self, lsn: Lsn, payload: Arc<[u8]>) {
-        let key_of = |write: &Write| key_hash(effect(&write.payload).key());
+        let key_of = |write: &Write| effect(&write.payload).key().map_or(0, key_hash);
         let shared = payload.clone();
-        let key = effect(&shared).key();
-        match self.writes.entry(key_hash(key), |w| effect(&w.payload).key() == key, key_of) {
+        let Some(key) = effect(&shared).key() else { return };
+        match self.writes.entry(key_hash(key), |w| effect(&w.payload).key() == Some(key), key_of) {
             hashbrown::hash_table::Entry::Occupied(mut found) => *found.get_mut() = Write { lsn, payload },
             hashbrown::hash_table::Entry::Vacant(place) => {
                 place.insert(Write { lsn, payload });
@@ -55,18 +56,42 @@ impl Pending {
 
     /// The write at `lsn` is applied.
     pub(crate) fn remove(&mut self, lsn: Lsn, key: &[u8]) {
-        if let Ok(found) = self.writes.find_entry(key_hash(key), |w| w.lsn == lsn && effect(&w.payload).key() == key) {
+        let same = |w: &Write| w.lsn == lsn && effect(&w.payload).key() == Some(key);
+        if let Ok(found) = self.writes.find_entry(key_hash(key), same) {
             found.remove();
         }
+    }
+
+    /// What was prepared from this LSN on will not be.
+    pub(crate) fn cut(&mut self, from: Lsn) {
+        // Of a key whose last write goes, an earlier one may stay; but who cuts its log serves only when all that is left
+        // is applied.
+        self.writes.retain(|write| write.lsn < from);
+        self.operations.retain(|_, (lsn, _)| *lsn < from);
+    }
+
+    /// The record of an operation is prepared at `lsn`, and says this of it.
+    pub(crate) fn insert_operation(&mut self, lsn: Lsn, id: OperationId, done: Done) {
+        self.operations.insert((id.client, id.sequence), (lsn, done));
+    }
+
+    /// The record of an operation is applied.
+    pub(crate) fn remove_operation(&mut self, id: &OperationId) {
+        self.operations.remove(&(id.client, id.sequence));
+    }
+
+    /// What becomes of an operation whose record is pending.
+    pub(crate) fn operation(&self, id: &OperationId) -> Option<Done> {
+        self.operations.get(&(id.client, id.sequence)).map(|(_, done)| *done)
     }
 
     /// Whether the key has a pending write, and if so the value that it will have; `Some(None)` says that it will have
     /// none.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Current>> {
-        let write = self.writes.find(key_hash(key), |w| effect(&w.payload).key() == key)?;
+        let write = self.writes.find(key_hash(key), |w| effect(&w.payload).key() == Some(key))?;
         Some(match effect(&write.payload) {
             Effect::Put { expires, .. } => Some(Current { lsn: write.lsn, expires }),
-            Effect::Delete { .. } => None,
+            Effect::Delete { .. } | Effect::Outcome(_) | Effect::Nothing => None,
         })
     }
 }
@@ -91,5 +116,21 @@ mod tests {
         pending.remove(Lsn(2), b"k");
         assert_eq!(pending.get(b"k"), None);
         assert_eq!(pending.get(b"other"), None);
+    }
+
+    #[test]
+    fn what_is_cut_is_not_pending() {
+        let id = |sequence| OperationId { client: ClientId(1), sequence, known_lsn: Lsn(0) };
+        let delete = |key: u8| Arc::from(Effect::Delete { key: &[key] }.encode());
+        let mut pending = Pending::default();
+        for lsn in 1..=3u8 {
+            pending.insert(Lsn(lsn.into()), delete(lsn));
+            pending.insert_operation(Lsn(lsn.into()), id(lsn.into()), Done::Written(Lsn(lsn.into())));
+        }
+        pending.remove_operation(&id(1));
+        pending.cut(Lsn(3));
+        assert_eq!((pending.get(&[2]), pending.get(&[3])), (Some(None), None));
+        let operations = [1, 2, 3].map(|sequence| pending.operation(&id(sequence)));
+        assert_eq!(operations, [None, Some(Done::Written(Lsn(2))), None]);
     }
 }

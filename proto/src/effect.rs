@@ -4,24 +4,33 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 put, 2 delete; 3 (atomic batch) and 4 (outcome of an operation) are reserved |
-//! | 1 | 1 | length of the content type; 0 in a delete |
-//! | 2 | 2 | length of the key |
-//! | 4 | 8 | only in a put: when the value expires, in milliseconds since the Unix epoch; 0 is never |
+//! | 0 | 1 | kind: 1 put, 2 delete, 4 outcome, 5 nothing; 3 (atomic batch) is reserved |
+//! | 1 | 1 | length of the content type, 0 in all but a put; in an outcome: 1 missing, 2 condition failed |
+//! | 2 | 2 | length of the key; 0 in an outcome and in nothing, which go no further than their fields |
+//! | 4 | 8 | in a put: when the value expires, in milliseconds since the Unix epoch; 0 is never |
+//! | 4 | 8 | in an outcome: the LSN of the value that is there, 0 if there is none; 0 with missing |
 //! | … | … | key, content type, value; the value goes to the end |
 //!
 //! # Invariants
 //! * Every effect has exactly one encoding.
 //! * What decodes can be applied: its key and its content type are within the limits.
 
-use crate::limits::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES};
+use crate::{
+    ids::Lsn,
+    limits::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES},
+};
 use std::num::NonZeroU64;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
+const OUTCOME: u8 = 4;
+const NOTHING: u8 = 5;
+const MISSING: u8 = 1;
+const CONDITION_FAILED: u8 = 2;
 /// Kind and lengths.
 const HEADER_BYTES: usize = 4;
 const EXPIRY_BYTES: usize = 8;
+const LSN_BYTES: usize = 8;
 
 // The field has one byte.
 const _: () = assert!(MAX_CONTENT_TYPE_BYTES == 255 && MAX_KEY_BYTES <= u16::MAX as usize);
@@ -75,6 +84,23 @@ pub enum Effect<'a> {
         /// The key.
         key: &'a [u8],
     },
+    /// No key changes: the write with the record's operation id was decided to change nothing, and this is the answer
+    /// to every attempt of it.
+    Outcome(Unchanged),
+    /// No key changes. Such a record marks a place in the log.
+    Nothing,
+}
+
+/// Why a write changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unchanged {
+    /// There was nothing to delete.
+    Missing,
+    /// Its condition did not hold.
+    ConditionFailed {
+        /// The record that wrote the value that was there instead; 0 if there was none.
+        current: Lsn,
+    },
 }
 
 /// Why a payload is no effect.
@@ -95,14 +121,18 @@ pub enum EffectError {
     /// A delete that has more than its key.
     #[error("a delete with {0} bytes beside its key")]
     Trailing(usize),
+    /// An effect without a key whose fields are not what they may be.
+    #[error("an effect of kind {0} whose fields are none of its own")]
+    Fields(u8),
 }
 
 impl<'a> Effect<'a> {
-    /// The key that it changes.
+    /// The key that it changes, if it changes one.
     #[must_use]
-    pub fn key(&self) -> &'a [u8] {
+    pub fn key(&self) -> Option<&'a [u8]> {
         match *self {
-            Effect::Put { key, .. } | Effect::Delete { key } => key,
+            Effect::Put { key, .. } | Effect::Delete { key } => Some(key),
+            Effect::Outcome(_) | Effect::Nothing => None,
         }
     }
 
@@ -112,10 +142,11 @@ impl<'a> Effect<'a> {
     /// When key or content type are over their limits, which are checked where requests come in.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let key = self.key();
-        let (kind, content_type, value, expires) = match *self {
-            Effect::Put { content_type, value, expires, .. } => (PUT, content_type, value, Some(expires)),
-            Effect::Delete { .. } => (DELETE, "", &[][..], None),
+        let (kind, key, content_type, value, expires) = match *self {
+            Effect::Put { key, content_type, value, expires } => (PUT, key, content_type, value, Some(expires)),
+            Effect::Delete { key } => (DELETE, key, "", &[][..], None),
+            Effect::Outcome(unchanged) => return unchanged.encode(),
+            Effect::Nothing => return vec![NOTHING, 0, 0, 0],
         };
         assert!(
             key.len() <= MAX_KEY_BYTES && content_type.len() <= MAX_CONTENT_TYPE_BYTES,
@@ -152,6 +183,9 @@ impl<'a> Effect<'a> {
                 (Expiry::from_ms(u64::from_le_bytes(*ms)), rest)
             }
             DELETE => (None, rest),
+            OUTCOME => return Unchanged::decode(bytes).map(Effect::Outcome),
+            NOTHING if bytes == [NOTHING, 0, 0, 0] => return Ok(Effect::Nothing),
+            NOTHING => return Err(EffectError::Fields(NOTHING)),
             unknown => return Err(EffectError::Kind(unknown)),
         };
         if !(1..=MAX_KEY_BYTES).contains(&key_bytes) {
@@ -165,6 +199,29 @@ impl<'a> Effect<'a> {
         let (content_type, value) = rest.split_at_checked(usize::from(content_type_bytes)).ok_or_else(short)?;
         let content_type = std::str::from_utf8(content_type).map_err(|_| EffectError::ContentType)?;
         Ok(Effect::Put { key, content_type, value, expires })
+    }
+}
+
+impl Unchanged {
+    fn encode(self) -> Vec<u8> {
+        let (which, current) = match self {
+            Unchanged::Missing => (MISSING, Lsn(0)),
+            Unchanged::ConditionFailed { current } => (CONDITION_FAILED, current),
+        };
+        let mut out = Vec::with_capacity(HEADER_BYTES + LSN_BYTES);
+        out.extend_from_slice(&[OUTCOME, which, 0, 0]);
+        out.extend_from_slice(&current.0.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Unchanged, EffectError> {
+        let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(EffectError::Short(bytes.len()))?;
+        let (current, rest) = rest.split_first_chunk::<LSN_BYTES>().ok_or(EffectError::Short(bytes.len()))?;
+        match (*header, u64::from_le_bytes(*current), rest) {
+            ([OUTCOME, MISSING, 0, 0], 0, []) => Ok(Unchanged::Missing),
+            ([OUTCOME, CONDITION_FAILED, 0, 0], lsn, []) => Ok(Unchanged::ConditionFailed { current: Lsn(lsn) }),
+            _ => Err(EffectError::Fields(OUTCOME)),
+        }
     }
 }
 
@@ -184,6 +241,10 @@ mod tests {
         let expires = Expiry::from_ms(0x0102_0304_0506_0708);
         assert_eq!(hex(&put(expires)), "01030300".to_owned() + "0807060504030201" + "6b6579742f7876616c");
         assert_eq!(hex(&Effect::Delete { key: b"key" }), "020003006b6579");
+        assert_eq!(hex(&Effect::Outcome(Unchanged::Missing)), "040100000000000000000000");
+        let failed = Unchanged::ConditionFailed { current: Lsn(0x0102) };
+        assert_eq!(hex(&Effect::Outcome(failed)), "040200000201000000000000");
+        assert_eq!(hex(&Effect::Nothing), "05000000");
     }
 
     #[test]
@@ -205,13 +266,21 @@ mod tests {
             (put[..13].to_vec(), EffectError::Short(13)),
             (changed(0, 0), EffectError::Kind(0)),
             (changed(0, 3), EffectError::Kind(3)),
-            (changed(0, 4), EffectError::Kind(4)),
+            (changed(0, 4), EffectError::Fields(4)),
+            (changed(0, 5), EffectError::Fields(5)),
+            (changed(0, 6), EffectError::Kind(6)),
             (changed(1, 2), EffectError::Short(14)),
             (changed(2, 0), EffectError::Key(0)),
             (changed(13, 0xFF), EffectError::ContentType),
             (longer, EffectError::Key(MAX_KEY_BYTES + 1)),
             (vec![2, 0, 1, 0, b'k', b'x'], EffectError::Trailing(1)),
             (vec![2, 1, 1, 0, b'k'], EffectError::Trailing(1)),
+            (vec![4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], EffectError::Short(11)),
+            (vec![4, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], EffectError::Fields(4)),
+            (vec![4, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], EffectError::Fields(4)),
+            (vec![4, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], EffectError::Fields(4)),
+            (vec![5, 0, 0], EffectError::Short(3)),
+            (vec![5, 0, 0, 0, 0], EffectError::Fields(5)),
         ] {
             assert_eq!(Effect::decode(&bytes), Err(error), "{bytes:?}");
         }
@@ -229,10 +298,11 @@ mod tests {
         #[test]
         fn effects_survive_the_log(
             key in prop::collection::vec(any::<u8>(), 1..40), value in prop::collection::vec(any::<u8>(), 0..100),
-            content_type in ".{0,20}", expires in any::<u64>().prop_map(Expiry::from_ms),
+            content_type in ".{0,20}", expires in any::<u64>().prop_map(Expiry::from_ms), lsn in any::<u64>().prop_map(Lsn),
         ) {
             let put = Effect::Put { key: &key, content_type: &content_type, value: &value, expires };
-            for effect in [put, Effect::Delete { key: &key }] {
+            let outcomes = [Unchanged::Missing, Unchanged::ConditionFailed { current: lsn }].map(Effect::Outcome);
+            for effect in [put, Effect::Delete { key: &key }, Effect::Nothing].into_iter().chain(outcomes) {
                 let bytes = effect.encode();
                 prop_assert_eq!(bytes.capacity(), bytes.len());
                 prop_assert_eq!(Effect::decode(&bytes), Ok(effect));
@@ -241,7 +311,7 @@ mod tests {
 
         #[test]
         fn garbage_never_panics_and_what_decodes_has_one_encoding(
-            kind in 0..5u8, rest in prop::collection::vec(prop_oneof![0..4u8, any::<u8>()], 0..60),
+            kind in 0..7u8, rest in prop::collection::vec(prop_oneof![0..4u8, any::<u8>()], 0..60),
         ) {
             let bytes = [&[kind][..], &rest].concat();
             if let Ok(effect) = Effect::decode(&bytes) {

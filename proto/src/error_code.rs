@@ -105,6 +105,8 @@ error_codes! {
     MemoryFull = "memory_full", NotApplied, Never;
     /// A replica's disk has no room for the write; reads and deletes go on.
     DiskFull = "disk_full", NotApplied, Never;
+    /// The node that the command names is no in-sync follower of the partition, or nobody is.
+    NotInSync = "not_in_sync", NotApplied, Never;
 }
 
 impl fmt::Display for ErrorCode {

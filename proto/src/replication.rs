@@ -126,14 +126,20 @@ pub enum PeerBody {
     CopyBegin {
         /// Everything up to here is in the copy.
         start: Position,
+        /// When it was decided on, among the beacons: a copy is not begun late.
+        sent: u64,
     },
     /// A part of the copy.
     CopyPart {
+        /// Its number, from 0 on.
+        number: u32,
         /// As the checkpoint's format has it.
         bytes: Vec<u8>,
     },
     /// The end of the copy.
     CopyEnd {
+        /// How many parts there are.
+        parts: u32,
         /// Some of what was written up to here is in the copy: with all of it, the table is whole.
         end: Lsn,
         /// The digest of the table then.

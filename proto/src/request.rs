@@ -1,6 +1,6 @@
 //! What clients ask.
 
-use crate::ids::{OperationId, Version};
+use crate::ids::{NodeId, OperationId, PartitionId, Version};
 use bincode::{BorrowDecode, Decode, Encode};
 use std::num::NonZeroU64;
 
@@ -51,15 +51,47 @@ pub enum Operation<'a> {
     Stats,
     /// Nothing: [`crate::response::Response::Pong`].
     Ping,
+    /// A person's wish about a partition, to its leader: [`crate::response::Response::Accepted`].
+    Admin(AdminCommand),
+}
+
+/// What a person wants to become of a partition. It is carried out after it was accepted, by a change of the
+/// configuration, or not at all: the cluster map shows which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum AdminCommand {
+    /// Leadership passes to an in-sync follower; the leader follows it.
+    Handoff {
+        /// Of which partition.
+        partition: PartitionId,
+        /// To whom; `None` to any in-sync follower.
+        to: Option<NodeId>,
+    },
+    /// The leader goes on without an in-sync follower, until that has caught up again.
+    Drop {
+        /// Of which partition.
+        partition: PartitionId,
+        /// Without whom.
+        node: NodeId,
+    },
+}
+
+impl AdminCommand {
+    /// The partition that it is about.
+    #[must_use]
+    pub fn partition(&self) -> PartitionId {
+        match *self {
+            AdminCommand::Handoff { partition, .. } | AdminCommand::Drop { partition, .. } => partition,
+        }
+    }
 }
 
 impl<'a> Operation<'a> {
-    /// The key that decides where the request goes; `None` where any node can answer.
+    /// The key that decides where the request goes; `None` where something else does, or any node can answer.
     #[must_use]
     pub fn key(&self) -> Option<&'a [u8]> {
         match *self {
             Operation::Get { key } | Operation::Put { key, .. } | Operation::Delete { key, .. } => Some(key),
-            Operation::Map | Operation::Stats | Operation::Ping => None,
+            Operation::Map | Operation::Stats | Operation::Ping | Operation::Admin(_) => None,
         }
     }
 }
@@ -113,6 +145,16 @@ mod tests {
              6b0100000000000000760000000000000000030000000100000002000000000000 00 01dc05000000000000"
                 .replace(' ', "")
         );
+        let admin = |command| Request { deadline_ms: 1, operation_id: None, operation: Operation::Admin(command) };
+        let (partition, node) = (PartitionId(2), NodeId::new("n").expect("a node id"));
+        for (command, bytes) in [
+            (AdminCommand::Handoff { partition, to: None }, "00000000 0200 00"),
+            (AdminCommand::Handoff { partition, to: Some(node) }, "00000000 0200 01 0100000000000000 6e"),
+            (AdminCommand::Drop { partition, node }, "01000000 0200 0100000000000000 6e"),
+        ] {
+            assert_eq!(hex(&admin(command)), format!("01000000 00 06000000 {bytes}").replace(' ', ""), "{command:?}");
+            assert_eq!(command.partition(), partition);
+        }
     }
 
     fn condition() -> impl Strategy<Value = Condition> {
@@ -130,7 +172,7 @@ mod tests {
         fn requests_survive_the_wire(
             deadline_ms in any::<u32>(), key in prop::collection::vec(any::<u8>(), 0..40),
             value in prop::collection::vec(any::<u8>(), 0..200), content_type in ".{0,20}", condition in condition(),
-            ttl_ms in any::<u64>().prop_map(NonZeroU64::new), which in 0..6,
+            ttl_ms in any::<u64>().prop_map(NonZeroU64::new), which in 0..8,
         ) {
             let operation = match which {
                 0 => Operation::Get { key: &key },
@@ -138,6 +180,11 @@ mod tests {
                 2 => Operation::Delete { key: &key, condition },
                 3 => Operation::Map,
                 4 => Operation::Stats,
+                5 => Operation::Admin(AdminCommand::Handoff { partition: PartitionId(deadline_ms as u16), to: None }),
+                6 => Operation::Admin(AdminCommand::Drop {
+                    partition: PartitionId(deadline_ms as u16),
+                    node: NodeId::new("n").expect("a node id"),
+                }),
                 _ => Operation::Ping,
             };
             let request = Request { deadline_ms, operation_id: None, operation };

@@ -52,6 +52,19 @@ pub enum Response<'a> {
     Pong,
     /// The request failed.
     Error(WireError),
+    /// The write was not done now, and whether an earlier attempt with its operation id was cannot be told any more. To a
+    /// first attempt that is a refusal: the write may be asked for again with a new id that knows this version.
+    TooOld {
+        /// Who answered.
+        at: Answered,
+        /// The last record of the partition that is committed.
+        committed: Version,
+    },
+    /// The leader sets about what an [`crate::request::AdminCommand`] asks for.
+    Accepted {
+        /// Who answered, and in which epoch it was then: what was asked for is another.
+        at: Answered,
+    },
 }
 
 /// Which partition answered, and in which epoch.
@@ -97,6 +110,19 @@ mod tests {
             "000000000100020000000000000003000000040000000000000001050000000000000001000000000000\
              0074010000000000000076"
         );
+        let accepted = Response::Accepted { at: Answered { partition: PartitionId(1), epoch: Epoch(2) } };
+        let hex: String = codec::encode(&accepted).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "0900000001000200000000000000");
+    }
+
+    #[test]
+    fn golden_bytes_of_what_is_too_old() {
+        let at = Answered { partition: PartitionId(1), epoch: Epoch(2) };
+        let response = Response::TooOld { at, committed: Version { history: HistoryId(3), lsn: Lsn(4) } };
+        let bytes = codec::encode(&response);
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "0800000001000200000000000000030000000400000000000000");
+        assert_eq!(codec::decode::<Response>(&bytes), Ok(response));
     }
 
     #[test]

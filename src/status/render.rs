@@ -1,6 +1,9 @@
 //! A topology as a text for people: pure.
 
-use super::Topology;
+use super::{
+    Status, Topology,
+    table::{bytes_text, counted, duration_text, table},
+};
 use kv_proto::{
     cluster_map::{ClusterMap, Configuration, Partition},
     ids::{Epoch, Lsn, Member, NodeId, PartitionId, ShardId},
@@ -11,7 +14,9 @@ use std::{collections::BTreeMap, fmt::Write};
 pub(super) fn render(topology: &Topology, with_partitions: bool) -> String {
     let view = View::of(topology);
     let mut text = view.headline();
-    text += "\n\n";
+    text += "\n";
+    text += &view.health();
+    text += "\n";
     text += &view.nodes();
     text += "\n";
     text += &view.shards();
@@ -21,6 +26,9 @@ pub(super) fn render(topology: &Topology, with_partitions: bool) -> String {
     }
     for trouble in view.troubles() {
         let _ = write!(text, "\ntrouble: {trouble}");
+    }
+    for progress in view.learning() {
+        let _ = write!(text, "\nlearning: {progress}");
     }
     text.trim_end().to_owned()
 }
@@ -39,6 +47,8 @@ struct Comparison {
     /// Records that the farthest follower has not on its disk; `None` if a replica cannot be seen.
     lag: Option<u64>,
     digests: Digests,
+    /// Nodes that catch up, to become followers, and by how many records they are behind.
+    learners: Vec<(NodeId, Option<u64>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,13 +98,29 @@ impl<'a> View<'a> {
         )
     }
 
+    /// Whether all is well; if not, each reason in a line that cannot be overlooked.
+    fn health(&self) -> String {
+        let health = &self.topology.health;
+        let word = match health.status {
+            Status::Ready if self.map.replicas > 1 => {
+                return "ready: every partition takes writes and has its in-sync followers\n".to_owned();
+            }
+            Status::Ready => return "ready: every partition takes writes\n".to_owned(),
+            Status::Degraded => "DEGRADED",
+            Status::Unavailable => "UNAVAILABLE",
+        };
+        health.problems.iter().map(|problem| format!("{word}: {problem}\n")).collect()
+    }
+
     fn nodes(&self) -> String {
         let header = [
             "NODE",
             "ADDRESS",
             "SHARD",
+            "STATE",
             "LEADS",
             "FOLLOWS",
+            "LEARNS",
             "REFUSES",
             "KEYS",
             "BYTES",
@@ -102,7 +128,6 @@ impl<'a> View<'a> {
             "LOG",
             "CONNECTIONS",
             "UP",
-            "STATE",
         ];
         let rows = self.topology.nodes.iter().map(|report| {
             let node = self.map.node(report.node);
@@ -111,30 +136,34 @@ impl<'a> View<'a> {
             let mut row = vec![report.node.to_string(), address, shard];
             if let Some(stats) = &report.stats {
                 let count = |role| stats.replicas.iter().filter(|r| r.role == role).count().to_string();
-                let trouble = stats.replicas.iter().any(|r| r.trouble.is_some());
-                let state = match (stats.disk_full, trouble) {
-                    (true, _) => "DISK FULL",
-                    (false, true) => "TROUBLE",
-                    (false, false) => "ok",
+                let memory_full = stats.max_memory_bytes.is_some_and(|max| stats.memory_bytes >= max);
+                let troubled = |r: &&ReplicaStats| r.trouble.is_some() && r.role != Role::Learner;
+                let state = match (stats.disk_full, memory_full, stats.replicas.iter().find(troubled)) {
+                    (true, _, _) => "DISK FULL",
+                    (false, true, _) => "MEMORY FULL",
+                    (false, false, Some(_)) => "TROUBLE",
+                    (false, false, None) if stats.replicas.iter().any(|r| r.role == Role::Learner) => "learning",
+                    (false, false, None) => "ok",
                 };
-                row.extend([count(Role::Leader), count(Role::Follower), count(Role::Refused)]);
+                row.push(state.to_owned());
+                row.extend([Role::Leader, Role::Follower, Role::Learner, Role::Refused].map(count));
                 row.push(stats.replicas.iter().map(|r| r.keys).sum::<u64>().to_string());
                 row.push(bytes_text(stats.replicas.iter().map(|r| r.bytes).sum()));
                 let limit = stats.max_memory_bytes.map(|max| format!(" of {}", bytes_text(max))).unwrap_or_default();
                 row.push(format!("{}{limit}", bytes_text(stats.memory_bytes)));
                 row.push(bytes_text(stats.log_bytes));
-                row.extend([stats.connections.to_string(), duration_text(stats.uptime_s), state.to_owned()]);
+                row.extend([stats.connections.to_string(), duration_text(stats.uptime_s)]);
             } else {
-                row.extend(std::iter::repeat_n("-".to_owned(), 9));
                 row.push("NO ANSWER".to_owned());
+                row.extend(std::iter::repeat_n("-".to_owned(), 10));
             }
             row
         });
-        table(&header, &[0, 1, 12], rows.collect())
+        table(&header, &[0, 1, 3], rows.collect())
     }
 
     fn shards(&self) -> String {
-        let header = ["SHARD", "LEADERS", "PARTITIONS", "EPOCHS", "COMMITTED", "LAG", "DIGESTS"];
+        let header = ["SHARD", "LEADERS", "PARTITIONS", "ALONE", "LEARNERS", "EPOCHS", "COMMITTED", "LAG", "DIGESTS"];
         let rows = (0..self.map.shards.len()).map(|shard| {
             let partitions: Vec<_> = self.map.partitions().filter(|(_, p)| p.shard == ShardId(shard as u16)).collect();
             let mut leaders: Vec<_> = partitions
@@ -155,30 +184,40 @@ impl<'a> View<'a> {
                 shard.to_string(),
                 if leaders.is_empty() { "-".to_owned() } else { leaders.join(" ") },
                 partitions.len().to_string(),
+                partitions
+                    .iter()
+                    .filter(|(_, p)| p.configuration.as_ref().is_some_and(|c| self.is_alone(c)))
+                    .count()
+                    .to_string(),
+                learners_text(&comparisons),
                 epochs,
                 or_unknown(comparisons.iter().map(|c| c.committed.map(|lsn| lsn.0)).sum::<Option<u64>>()),
                 or_unknown(lag.map(|lags| lags.into_iter().max().unwrap_or(0))),
                 digests_text(&comparisons),
             ]
         });
-        table(&header, &[1, 6], rows.collect())
+        table(&header, &[1, 4, 8], rows.collect())
     }
 
     fn partitions(&self) -> String {
-        let header = ["PARTITION", "SHARD", "EPOCH", "LEADER", "FOLLOWERS", "COMMITTED", "LAG", "DIGESTS"];
+        let header = ["PARTITION", "SHARD", "EPOCH", "LEADER", "FOLLOWERS", "LEARNERS", "COMMITTED", "LAG", "DIGESTS"];
         let rows = self.map.partitions().map(|(id, partition)| {
             let mut row = vec![id.to_string(), partition.shard.to_string()];
             if let (Some(configuration), Some(c)) = (&partition.configuration, self.compare(id, partition)) {
                 let followers: Vec<_> = configuration.in_sync.iter().map(|m| m.node.to_string()).collect();
-                row.extend([c.epoch.to_string(), configuration.leader.node.to_string(), followers.join(" ")]);
+                let followers = if self.is_alone(configuration) { "ALONE".to_owned() } else { followers.join(" ") };
+                row.extend([c.epoch.to_string(), configuration.leader.node.to_string(), followers]);
+                let learners: Vec<_> =
+                    c.learners.iter().map(|(node, behind)| format!("{node} ({})", behind_text(*behind))).collect();
+                row.push(if learners.is_empty() { "-".to_owned() } else { learners.join(" ") });
                 row.extend([or_unknown(c.committed), or_unknown(c.lag)]);
                 row.push(c.digests.as_str().to_owned());
             } else {
-                row.extend(std::iter::repeat_n("-".to_owned(), 6));
+                row.extend(std::iter::repeat_n("-".to_owned(), 7));
             }
             row
         });
-        table(&header, &[3, 4, 7], rows.collect())
+        table(&header, &[3, 4, 5, 8], rows.collect())
     }
 
     /// A member's replica; `None` if its node cannot be seen, or has lost what made it a member.
@@ -187,14 +226,29 @@ impl<'a> View<'a> {
         stats.replicas.iter().find(|r| r.partition == partition)
     }
 
+    /// Whether a partition has lost all of its followers.
+    fn is_alone(&self, configuration: &Configuration) -> bool {
+        self.map.replicas > 1 && configuration.in_sync.is_empty()
+    }
+
+    /// Who catches up with this partition, and how far behind its leader each is.
+    fn learners(&self, id: PartitionId, leader: Option<&ReplicaStats>) -> Vec<(NodeId, Option<u64>)> {
+        let learner = |(node, stats): (&NodeId, &&NodeStats)| {
+            let replica = stats.replicas.iter().find(|r| r.partition == id && r.role == Role::Learner)?;
+            Some((*node, leader.map(|l| l.prepared_lsn.0.saturating_sub(replica.flushed_lsn.0))))
+        };
+        self.stats.iter().filter_map(learner).collect()
+    }
+
     fn compare(&self, id: PartitionId, partition: &Partition) -> Option<Comparison> {
         let configuration: &Configuration = partition.configuration.as_ref()?;
         let epoch = configuration.epoch;
         let replicas: Option<Vec<_>> = configuration.members().map(|m| self.replica(m, id)).collect();
         let leader = self.replica(configuration.leader, id);
         let committed = leader.map(|r| r.committed_lsn);
+        let learners = self.learners(id, leader);
         let Some(replicas) = replicas else {
-            return Some(Comparison { epoch, committed, lag: None, digests: Digests::Unknown });
+            return Some(Comparison { epoch, committed, lag: None, digests: Digests::Unknown, learners });
         };
         let leader = replicas[0];
         let lag = replicas[1..].iter().map(|r| leader.prepared_lsn.0.saturating_sub(r.flushed_lsn.0)).max();
@@ -204,7 +258,7 @@ impl<'a> View<'a> {
             (false, _) => Digests::CatchingUp,
         };
         let digests = replicas[1..].iter().map(compare).max().unwrap_or(Digests::Equal);
-        Some(Comparison { epoch, committed, lag: Some(lag.unwrap_or(0)), digests })
+        Some(Comparison { epoch, committed, lag: Some(lag.unwrap_or(0)), digests, learners })
     }
 
     /// Sentences; those that are the same for many partitions of a node are told once.
@@ -215,7 +269,8 @@ impl<'a> View<'a> {
                 troubles.push(format!("{} does not answer: {error}", report.node));
             }
             let mut counts = BTreeMap::<&str, usize>::new();
-            for trouble in report.stats.iter().flat_map(|s| &s.replicas).filter_map(|r| r.trouble.as_deref()) {
+            let replicas = report.stats.iter().flat_map(|s| &s.replicas).filter(|r| r.role != Role::Learner);
+            for trouble in replicas.filter_map(|r| r.trouble.as_deref()) {
                 *counts.entry(trouble).or_default() += 1;
             }
             for (trouble, partitions) in counts {
@@ -232,6 +287,22 @@ impl<'a> View<'a> {
     }
 }
 
+impl View<'_> {
+    /// What the learners of each node are at: what most of them say, which is much the same for all.
+    fn learning(&self) -> Vec<String> {
+        let of_node = |(node, stats): (&NodeId, &&NodeStats)| {
+            let learners = || stats.replicas.iter().filter(|r| r.role == Role::Learner);
+            let mut counts = BTreeMap::<&str, usize>::new();
+            for progress in learners().filter_map(|r| r.trouble.as_deref()) {
+                *counts.entry(progress).or_default() += 1;
+            }
+            let (progress, _) = counts.into_iter().max_by_key(|(_, n)| *n)?;
+            Some(format!("{node}, {}: {progress}", counted(learners().count(), "partition")))
+        };
+        self.stats.iter().filter_map(of_node).collect()
+    }
+}
+
 /// As in `20 equal, 2 catching up`.
 fn digests_text(comparisons: &[Comparison]) -> String {
     let mut counts = BTreeMap::<Digests, u32>::new();
@@ -245,137 +316,29 @@ fn digests_text(comparisons: &[Comparison]) -> String {
     parts.join(", ")
 }
 
+/// As in `22 (1203 behind)`: how many replicas catch up, and how far behind the last of them is.
+fn learners_text(comparisons: &[Comparison]) -> String {
+    let learners: Vec<Option<u64>> = comparisons.iter().flat_map(|c| &c.learners).map(|(_, behind)| *behind).collect();
+    if learners.is_empty() {
+        return "-".to_owned();
+    }
+    let farthest = learners.iter().copied().collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
+    format!("{} ({})", learners.len(), behind_text(farthest))
+}
+
+fn behind_text(records: Option<u64>) -> String {
+    format!("{} behind", or_unknown(records))
+}
+
 fn or_unknown(value: Option<impl ToString>) -> String {
     value.map_or("unknown".to_owned(), |value| value.to_string())
-}
-
-/// As in `1 shard` and `2 shards`.
-fn counted(n: usize, noun: &str) -> String {
-    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
-}
-
-fn bytes_text(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    let mut units = ["B", "KiB", "MiB", "GiB"].into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    for larger in units {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, larger);
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
-}
-
-fn duration_text(seconds: u64) -> String {
-    match seconds {
-        0..=59 => format!("{seconds} s"),
-        60..=3599 => format!("{} min", seconds / 60),
-        3600..=86_399 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
-    }
-}
-
-/// Columns of equal width; numbers to the right, the columns in `left` to the left.
-fn table(header: &[&str], left: &[usize], rows: Vec<Vec<String>>) -> String {
-    let header = header.iter().map(|h| (*h).to_owned()).collect();
-    let lines: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
-    let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
-    let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
-            if left.contains(&column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::NodeReport;
-    use kv_proto::{
-        cluster_map::{AckMode, Node, Shard},
-        ids::{ClusterId, DiskId, ExecutorIndex, HistoryId, MapVersion},
-    };
-
-    fn node(name: &str) -> NodeId {
-        name.parse().expect("a node id")
-    }
-
-    fn replica(partition: u16, role: Role, applied: u64, digest: &str) -> ReplicaStats {
-        ReplicaStats {
-            partition: PartitionId(partition),
-            executor: ExecutorIndex(0),
-            epoch: Epoch(1),
-            role,
-            trouble: None,
-            prepared_lsn: Lsn(applied),
-            flushed_lsn: Lsn(applied),
-            committed_lsn: Lsn(applied),
-            applied_lsn: Lsn(applied),
-            keys: 10,
-            bytes: 1000,
-            memory_bytes: 1000,
-            digest: digest.to_owned(),
-        }
-    }
-
-    /// A shard of a leader and a follower, with two partitions, of which the follower holds these replicas.
-    fn topology(followers: Option<Vec<ReplicaStats>>) -> Topology {
-        let (leader, follower) = (node("shard0-leader"), node("shard0-follower"));
-        let member = |node, disk| Member { node, disk: DiskId(disk) };
-        let partition = |configured: bool| Partition {
-            shard: ShardId(0),
-            configuration: configured.then(|| Configuration {
-                epoch: Epoch(1),
-                history: HistoryId(0),
-                leader: member(leader, 1),
-                in_sync: vec![member(follower, 2)],
-            }),
-        };
-        let registered = |id, disk, address: &str| Node {
-            id,
-            disk: DiskId(disk),
-            shard: ShardId(0),
-            prefers_to_lead: disk == 1,
-            address: address.to_owned(),
-            executors: 1,
-        };
-        let stats = |node, disk, replicas| NodeStats {
-            node,
-            disk: DiskId(disk),
-            uptime_s: 75,
-            connections: 3,
-            requests: 99,
-            memory_bytes: 4096,
-            max_memory_bytes: (disk == 1).then_some(1 << 30),
-            generation: 1,
-            log_bytes: 64 << 20,
-            disk_full: false,
-            replicas,
-        };
-        let leaders = vec![replica(0, Role::Leader, 7, "aa"), replica(1, Role::Leader, 5, "bb")];
-        let error = followers.is_none().then(|| "connection refused".to_owned());
-        Topology {
-            map: ClusterMap {
-                cluster: ClusterId(0xc),
-                version: MapVersion(4),
-                replicas: 2,
-                ack: AckMode::Durable,
-                shards: vec![Shard { nodes: vec![leader, follower] }],
-                nodes: vec![registered(follower, 2, "127.0.0.1:6001"), registered(leader, 1, "127.0.0.1:5001")],
-                partitions: vec![partition(true), partition(true)],
-            },
-            nodes: vec![
-                NodeReport { node: follower, stats: followers.map(|r| stats(follower, 2, r)), error },
-                NodeReport { node: leader, stats: Some(stats(leader, 1, leaders)), error: None },
-            ],
-        }
-    }
+    use crate::status::samples::{replica, topology};
+    use kv_proto::ids::DiskId;
 
     #[test]
     fn a_healthy_cluster() {
@@ -384,17 +347,18 @@ mod tests {
             render(&topology(Some(followers)), true),
             "\
 cluster 0000000000000000000000000000000c, map version 4, ack durable: 1 shard of 2 replicas, 2 partitions
+ready: every partition takes writes and has its in-sync followers
 
-NODE             ADDRESS         SHARD  LEADS  FOLLOWS  REFUSES  KEYS    BYTES              MEMORY       LOG  CONNECTIONS     UP  STATE
-shard0-follower  127.0.0.1:6001      0      0        2        0    20  2.0 KiB             4.0 KiB  64.0 MiB            3  1 min  ok
-shard0-leader    127.0.0.1:5001      0      2        0        0    20  2.0 KiB  4.0 KiB of 1.0 GiB  64.0 MiB            3  1 min  ok
+NODE             ADDRESS         SHARD  STATE  LEADS  FOLLOWS  LEARNS  REFUSES  KEYS    BYTES              MEMORY       LOG  CONNECTIONS     UP
+shard0-follower  127.0.0.1:6001      0  ok         0        2       0        0    20  2.0 KiB             4.0 KiB  64.0 MiB            3  1 min
+shard0-leader    127.0.0.1:5001      0  ok         2        0       0        0    20  2.0 KiB  4.0 KiB of 1.0 GiB  64.0 MiB            3  1 min
 
-SHARD  LEADERS        PARTITIONS  EPOCHS  COMMITTED  LAG  DIGESTS
-    0  shard0-leader           2       1         12    0  2 equal
+SHARD  LEADERS        PARTITIONS  ALONE  LEARNERS  EPOCHS  COMMITTED  LAG  DIGESTS
+    0  shard0-leader           2      0  -              1         12    0  2 equal
 
-PARTITION  SHARD  EPOCH  LEADER         FOLLOWERS        COMMITTED  LAG  DIGESTS
-        0      0      1  shard0-leader  shard0-follower          7    0  equal
-        1      0      1  shard0-leader  shard0-follower          5    0  equal"
+PARTITION  SHARD  EPOCH  LEADER         FOLLOWERS        LEARNERS  COMMITTED  LAG  DIGESTS
+        0      0      1  shard0-leader  shard0-follower  -                 7    0  equal
+        1      0      1  shard0-leader  shard0-follower  -                 5    0  equal"
         );
     }
 
@@ -407,6 +371,39 @@ PARTITION  SHARD  EPOCH  LEADER         FOLLOWERS        COMMITTED  LAG  DIGESTS
         assert!(text.contains("TROUBLE"), "{text}");
         let trouble = "trouble: shard0-follower, 1 partition: it has not the data that made it a member";
         assert!(text.ends_with(trouble), "{text}");
+    }
+
+    #[test]
+    fn a_leader_that_is_alone_is_loud_and_learners_are_told_with_how_far_behind_they_are() {
+        let mut topology = topology(Some(vec![replica(0, Role::Learner, 3, "cc"), replica(1, Role::Learner, 5, "bb")]));
+        for partition in &mut topology.map.partitions {
+            partition.configuration.as_mut().expect("created").in_sync.clear();
+        }
+        topology.health.status = Status::Degraded;
+        topology.health.problems = vec!["2 of 2 partitions are alone".to_owned(), "a disk is full".to_owned()];
+        let text = render(&topology, true);
+        assert!(text.contains("\nDEGRADED: 2 of 2 partitions are alone\nDEGRADED: a disk is full\n\nNODE"), "{text}");
+        let lines: Vec<String> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let has = |line: &str| lines.iter().any(|l| l == line);
+        assert!(has("0 shard0-leader 2 2 2 (4 behind) 1 12 0 2 equal"), "{text}");
+        assert!(has("0 0 1 shard0-leader ALONE shard0-follower (4 behind) 7 0 equal"), "{text}");
+        assert!(text.contains("  learning  "), "{text}");
+        let replicas = &mut topology.nodes[0].stats.as_mut().expect("there").replicas;
+        replicas.iter_mut().for_each(|r| r.trouble = Some("receives a copy".to_owned()));
+        let text = render(&topology, false);
+        assert!(text.ends_with("\nlearning: shard0-follower, 2 partitions: receives a copy"), "{text}");
+        topology.nodes[1].stats = None;
+        assert!(render(&topology, false).contains("2 (unknown behind)"), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_is_full_is_told() {
+        let mut topology = topology(None);
+        let stats = topology.nodes[1].stats.as_mut().expect("there");
+        stats.max_memory_bytes = Some(stats.memory_bytes);
+        assert!(render(&topology, false).contains("  MEMORY FULL"));
+        topology.nodes[1].stats.as_mut().expect("there").disk_full = true;
+        assert!(render(&topology, false).contains("  DISK FULL"));
     }
 
     #[test]
@@ -433,17 +430,5 @@ PARTITION  SHARD  EPOCH  LEADER         FOLLOWERS        COMMITTED  LAG  DIGESTS
         let text = render(&waiting, true);
         assert!(text.contains("2 partitions (2 not created yet: a shard waits for its nodes)"), "{text}");
         assert!(text.ends_with("trouble: shard 0 waits for shard0-follower to register"), "{text}");
-    }
-
-    #[test]
-    fn sizes_and_times() {
-        for (bytes, text) in
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 20, "5.0 MiB"), (3 << 40, "3072.0 GiB")]
-        {
-            assert_eq!(bytes_text(bytes), text);
-        }
-        for (seconds, text) in [(59, "59 s"), (60, "1 min"), (3700, "1 h 1 min"), (90_000, "1 d 1 h")] {
-            assert_eq!(duration_text(seconds), text);
-        }
     }
 }

@@ -4,7 +4,7 @@ use kv_proto::{
     codec,
     frame::{Decoder, Kind, append_message},
     hello::{Caller, Hello, Welcome},
-    ids::ExecutorIndex,
+    ids::{ExecutorIndex, OperationId},
     limits::Limits,
     request::{Operation, Request},
     response::{NodeView, Response},
@@ -62,11 +62,16 @@ impl Call {
     }
 
     pub(crate) fn send(&mut self, requests: &[(u64, Operation)]) {
-        let mut out = Vec::new();
         for (id, operation) in requests {
-            let request = Request { deadline_ms: 30_000, operation_id: None, operation: *operation };
-            append_message(&mut out, Kind::Request, *id, |body| codec::encode_into(body, &request));
+            self.send_with(*id, None, *operation);
         }
+    }
+
+    /// Sends a request with an operation id, or without.
+    pub(crate) fn send_with(&mut self, id: u64, operation_id: Option<OperationId>, operation: Operation) {
+        let request = Request { deadline_ms: 30_000, operation_id, operation };
+        let mut out = Vec::new();
+        append_message(&mut out, Kind::Request, id, |body| codec::encode_into(body, &request));
         self.stream.write_all(&out).expect("sends");
     }
 

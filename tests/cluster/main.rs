@@ -1,6 +1,7 @@
 //! Whole clusters of real processes: `kv local` as a person starts it, HTTP as a person speaks it, `kill` as trouble
 //! comes. All in one test program, so that [`common`] can let one cluster run at a time.
 
+mod admin;
 mod api;
 mod binary;
 mod common;
@@ -17,6 +18,7 @@ mod memory;
 mod mounts;
 mod packages;
 mod restart;
+mod retries;
 mod slow;
 mod start;
 

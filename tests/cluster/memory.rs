@@ -22,7 +22,7 @@ fn past_its_memory_a_node_takes_no_values_but_all_else() {
     let (status, body) = cluster.put("key", &json!("value")).pair();
     assert!(status == 507 && body["status"].is_string(), "{body}");
     let told = run(&mut cluster.kv(&["status"])).1;
-    assert!(told.contains(" of 4.0 MiB"), "{told}");
+    assert!(told.contains(" of 4.0 MiB") && told.contains("MEMORY FULL"), "{told}");
 
     assert_eq!(get(0), 200);
     for i in 0..taken {

@@ -22,21 +22,6 @@ use tokio::{io::AsyncWriteExt, net::TcpListener};
 const SOON: Duration = Duration::from_millis(50);
 
 #[tokio::test]
-async fn a_write_whose_connection_breaks_after_it_was_sent_is_unknown_and_not_sent_again() {
-    bounded(async {
-        let node = FakeNode::start("a", |_, _| Act::Cut).await;
-        let client = client_of(&node).build().expect("valid");
-        let error = client.put(b"k", b"v").await.expect_err("cut");
-        assert_eq!((error.code(), error.outcome()), ("connection_lost", Outcome::Unknown));
-        assert!(!error.is_retryable());
-        let error = client.delete(b"k").await.expect_err("cut");
-        assert_eq!(error.outcome(), Outcome::Unknown);
-        assert_eq!(node.operations().len(), 2);
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn a_read_whose_connection_breaks_is_asked_again() {
     bounded(async {
         let count = AtomicUsize::new(0);

@@ -7,8 +7,8 @@ use kv_client::proto::{
     frame::{self, Decoder, Kind},
     hello::{Hello, Welcome},
     ids::{
-        ClusterId, DiskId, Epoch, ExecutorIndex, HistoryId, Lsn, MapVersion, Member, NodeId, PartitionId, ShardId,
-        Version,
+        ClusterId, DiskId, Epoch, ExecutorIndex, HistoryId, Lsn, MapVersion, Member, NodeId, OperationId, PartitionId,
+        ShardId, Version,
     },
     limits::Limits,
     request::{Operation, Request},
@@ -74,6 +74,7 @@ type OnRequest = dyn Fn(u64, &Operation<'_>) -> Act + Send + Sync;
 struct Seen {
     hellos: Vec<Hello>,
     operations: Vec<String>,
+    operation_ids: Vec<Option<OperationId>>,
 }
 
 struct Inner {
@@ -163,6 +164,11 @@ impl FakeNode {
         self.inner.seen.lock().expect("not poisoned").operations.clone()
     }
 
+    /// The ids of what was asked.
+    pub(crate) fn operation_ids(&self) -> Vec<Option<OperationId>> {
+        self.inner.seen.lock().expect("not poisoned").operation_ids.clone()
+    }
+
     /// Whether the node reads on.
     pub(crate) fn read(&self, reads: bool) {
         self.inner.reads.send_replace(reads);
@@ -212,7 +218,9 @@ async fn serve(mut stream: TcpStream, inner: &Inner) {
                         }
                         operation => {
                             if operation != Operation::Ping {
-                                inner.seen.lock().expect("not poisoned").operations.push(format!("{operation:?}"));
+                                let mut seen = inner.seen.lock().expect("not poisoned");
+                                seen.operations.push(format!("{operation:?}"));
+                                seen.operation_ids.push(request.operation_id);
                             }
                             (inner.on_request)(message.id, &operation)
                         }

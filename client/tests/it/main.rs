@@ -5,6 +5,7 @@
 
 mod failures;
 mod fake;
+mod operation_ids;
 mod pipeline;
 mod requests;
 

@@ -6,7 +6,7 @@ use kv_client::{
     proto::{
         error_code::{ErrorCode, Outcome, WireError},
         ids::{ClusterId, DiskId, ExecutorIndex, MapVersion, NodeId, PartitionId},
-        request::{Condition, Operation},
+        request::{AdminCommand, Condition, Operation},
         response::Response,
         stats::NodeStats,
     },
@@ -35,6 +35,10 @@ async fn every_operation_gets_its_answer() {
             }
             Operation::Put { .. } | Operation::Delete { key: b"there", .. } => written(id),
             Operation::Stats => answer(id, &Response::Stats(stats("a"))),
+            Operation::Admin(AdminCommand::Handoff { partition: PartitionId(0), to: None }) => {
+                answer(id, &Response::Accepted { at: AT })
+            }
+            Operation::Admin(_) => answer(id, &Response::Error(WireError::new(ErrorCode::NotInSync, "nobody is"))),
             _ => answer(id, &Response::Missing { at: AT }),
         })
         .await;
@@ -53,6 +57,12 @@ async fn every_operation_gets_its_answer() {
         assert_eq!(client.node_stats(node.id).await, Ok(stats("a")));
         let stranger = NodeId::new("stranger").expect("valid");
         assert_eq!(client.node_stats(stranger).await, Err(Error::UnknownNode { node: stranger }));
+        let partition = PartitionId(0);
+        assert_eq!(client.admin(AdminCommand::Handoff { partition, to: None }).await, Ok(AT));
+        let refused = client.admin(AdminCommand::Drop { partition, node: stranger }).await.expect_err("refused");
+        assert_eq!((refused.code(), refused.outcome()), ("not_in_sync", Outcome::NotApplied));
+        let nowhere = AdminCommand::Handoff { partition: PartitionId(4096), to: None };
+        assert_eq!(client.admin(nowhere).await, Err(Error::NoLeader { partition: PartitionId(4096) }));
     })
     .await;
 }
@@ -212,7 +222,7 @@ async fn what_passes_is_asked_again_and_what_lasts_is_told() {
             (ErrorCode::ShuttingDown, 2),
             (ErrorCode::FollowerUnreachable, 1),
             (ErrorCode::Overloaded, 1),
-            (ErrorCode::OutcomeUnknown, 1),
+            (ErrorCode::OutcomeUnknown, 2),
         ] {
             let count = AtomicUsize::new(0);
             let node = FakeNode::start("a", move |id, _| match count.fetch_add(1, SeqCst) {

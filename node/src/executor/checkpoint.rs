@@ -60,6 +60,21 @@ enum Due {
     Copy { partition: PartitionId, age: u64, upto: Lsn },
 }
 
+/// Where the walk of a checkpoint is. Operations that come while the table is walked are taken before it goes on.
+#[derive(Default)]
+struct CheckpointWalk {
+    /// Up to here operations were taken.
+    operations: Lsn,
+    table: Walk,
+}
+
+/// How a partition is when its walk ends.
+struct End {
+    lsn: Lsn,
+    digest: u64,
+    operations_digest: u64,
+}
+
 /// Keeps the log of an executor short.
 pub(super) async fn keep_log_short(this: Weak<RefCell<Executor>>, wake: Wake) {
     loop {
@@ -89,7 +104,7 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
     let Some((file, start, mut encoder, header)) = with(this, |e| e.begin_checkpoint(id))? else { return Some(false) };
     with(this, |e| e.shared.storage.ask(Job::Begin(file.clone())))?;
     send(this, &file, header)?;
-    let (mut walk, mut bytes) = (Walk::new(), 0);
+    let (mut walk, mut bytes) = (CheckpointWalk::default(), 0);
     let end = loop {
         while file.waiting.load(Ordering::Acquire) > MAX_WAITING {
             sleep(LOOK_PAUSE).await;
@@ -107,8 +122,8 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
         }
         sleep(SLICE_PAUSE).await;
     };
-    send(this, &file, encoder.finish(end.0, end.1))?;
-    while with(this, |e| e.partition(id).is_none_or(|p| p.kept.last_on_disk < end.0))? {
+    send(this, &file, encoder.finish(end.lsn, end.digest, end.operations_digest))?;
+    while with(this, |e| e.partition(id).is_none_or(|p| p.kept.last_on_disk < end.lsn))? {
         sleep(LOOK_PAUSE).await;
     }
     with(this, |e| e.shared.storage.ask(Job::Publish(file.clone())))?;
@@ -184,18 +199,25 @@ impl Executor {
         Some((CheckpointFile { executor, partition: id, start: start.lsn, waiting }, start, encoder, bytes))
     }
 
-    /// Walks a slice; its bytes, and what the table is like when it was the last. Nothing when the partition is not
-    /// to be checkpointed any more.
-    #[expect(clippy::type_complexity, reason = "a piece and perhaps an end, named at its only caller")]
+    /// Walks a slice; its bytes, and how everything is when it was the last. Nothing when the partition is not to be
+    /// checkpointed any more.
     fn walk(
         &mut self,
         id: PartitionId,
-        walk: &mut Walk,
+        walk: &mut CheckpointWalk,
         encoder: &mut Encoder,
-    ) -> Option<(Vec<u8>, Option<(Lsn, u64)>)> {
+    ) -> Option<(Vec<u8>, Option<End>)> {
         let partition = self.partition(id)?;
-        let done = partition.walk(walk, SLICE_BYTES, &mut |key, entry| encoder.push(key, entry));
-        let end = done.then(|| (partition.applied().lsn, partition.digest()));
+        if let Some((piece, after)) = encoder.take_operations(partition.operations(), walk.operations, SLICE_BYTES) {
+            walk.operations = after;
+            return Some((piece, None));
+        }
+        let done = partition.walk(&mut walk.table, SLICE_BYTES, &mut |key, entry| encoder.push(key, entry));
+        let end = done.then(|| End {
+            lsn: partition.applied().lsn,
+            digest: partition.digest(),
+            operations_digest: partition.operations().digest(),
+        });
         Some((encoder.take_chunk(), end))
     }
 

@@ -4,13 +4,12 @@
 
 use super::{
     Executor,
-    requests::{Awaited, Origin, Waiting, WaitingKey},
+    requests::{Awaited, Origin, Waiting},
     token,
 };
 use crate::clock;
 use kv_proto::{ids::PartitionId, response::Response};
 use kv_replication::clock::Instant64;
-use slotmap::Key;
 
 /// How many deletes a partition proposes in one sweep.
 const SWEEP_ENTRIES: usize = 64;
@@ -55,7 +54,7 @@ impl Executor {
         if self.draining {
             return;
         }
-        let (wall_ms, nobody) = (clock::wall_ms(), token(WaitingKey::null()));
+        let wall_ms = clock::wall_ms();
         for at in 0..self.owned.len() {
             if self.refuse_to_wait().is_some() {
                 return;
@@ -66,7 +65,7 @@ impl Executor {
             }
             let Some(partition) = self.partitions[usize::from(id.0)].as_deref_mut() else { continue };
             let held = partition.replica.held_bytes();
-            self.sweep_again |= partition.sweep(now, wall_ms, SWEEP_ENTRIES, nobody, &mut self.actions);
+            self.sweep_again |= partition.sweep(now, wall_ms, SWEEP_ENTRIES, &mut self.actions);
             self.held_bytes += partition.replica.held_bytes() - held;
             self.carry_out(id);
         }

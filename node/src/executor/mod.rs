@@ -296,6 +296,11 @@ impl Executor {
     }
 }
 
+/// The token of what nobody waits for.
+pub(crate) fn nobody() -> Token {
+    token(slotmap::Key::null())
+}
+
 /// The token under which the core knows a waiting client.
 fn token(key: requests::WaitingKey) -> Token {
     Token(slotmap::Key::data(&key).as_ffi())

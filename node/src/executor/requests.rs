@@ -16,7 +16,7 @@ use kv_proto::{
     effect::{Effect, Expiry},
     error_code::{ErrorCode, WireError},
     frame::{self, Kind},
-    ids::{ExecutorIndex, PartitionId},
+    ids::{ExecutorIndex, HistoryId, Lsn, PartitionId, Version},
     request::{Condition, Operation, Request},
     response::{Answered, NodeView, Response},
     routing::partition_of,
@@ -69,9 +69,9 @@ pub(super) enum Awaited {
 }
 
 impl Awaited {
-    /// Whether there is a write that may still happen when nobody waits any more.
+    /// Whether there is a write that may have happened, or may still, when nobody waits any more.
     fn is_proposed(&self) -> bool {
-        matches!(self, Awaited::Write(Decision::Proposed(_)))
+        matches!(self, Awaited::Write(Decision::Proposed(_) | Decision::TooOld))
     }
 }
 
@@ -179,7 +179,7 @@ impl Executor {
         condition: Condition,
         body: &[u8],
     ) -> Option<Response<'static>> {
-        let id = match self.locate(effect.key()) {
+        let id = match self.locate(effect.key().expect("what clients write has a key")) {
             Ok(Place::Here(id)) => id,
             Ok(Place::At(owner)) => return self.forward(owner, origin, deadline, body).err().map(Response::Error),
             Err(error) => return Some(Response::Error(error)),
@@ -191,8 +191,11 @@ impl Executor {
         let full =
             if stores.is_some() { self.check_memory() } else { Ok(()) }.and_then(|()| self.check_log(id, stores)).err();
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
-        // Who is not the leader has a better answer.
-        if let (Some(full), Ok(())) = (full, partition.replica.check_read()) {
+        // Who is not the leader has a better answer, and so has whoever was here before.
+        if let Some(full) = full
+            && partition.replica.check_read().is_ok()
+            && request.operation_id.is_none_or(|id| partition.recall(&id).is_none())
+        {
             return Some(Response::Error(full));
         }
         let held = partition.replica.held_bytes();
@@ -260,6 +263,7 @@ impl Executor {
                     Decision::Proposed(version) => Response::Written { at, version },
                     Decision::ConditionFailed(current) => Response::ConditionFailed { at, current },
                     Decision::Missing => Response::Missing { at },
+                    Decision::TooOld => Response::TooOld { at, committed: self.committed(id) },
                 }
             }
             (Outcome::Committed, Awaited::Read(key)) => return self.answer_read(origin, id, &key),
@@ -280,6 +284,12 @@ impl Executor {
             Err(refusal) => append_response(&mut frames, origin.id, &Response::Error(self.refuse(id, refusal))),
         }
         self.answer_frames(origin, frames);
+    }
+
+    /// The last record of a partition that is committed, as a version.
+    fn committed(&self, id: PartitionId) -> Version {
+        let partition = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref());
+        partition.map_or(Version { history: HistoryId(0), lsn: Lsn(0) }, |p| p.version(p.replica.committed()))
     }
 
     fn answered(&self, id: PartitionId) -> Answered {

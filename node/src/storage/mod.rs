@@ -33,6 +33,7 @@ use kv_proto::ids::{ClusterId, ExecutorIndex, Lsn, PartitionId};
 use kv_storage::{
     checkpoint,
     log::{SegmentId, StreamId, catalog::Catalog, format::Identity, writer::StreamOptions},
+    operations::Operations,
     recovery,
     table::Table,
 };
@@ -66,9 +67,10 @@ pub(crate) struct Storage {
     worker: mpsc::Sender<Job>,
 }
 
-/// Bytes that a checkpoint of a table takes at most.
-pub(crate) fn checkpoint_bytes(table: &Table) -> u64 {
-    let bytes = table.bytes() + table.keys() * checkpoint::ENTRY_BYTES + CHECKPOINT_BYTES;
+/// Bytes that a checkpoint of table and operations takes at most.
+pub(crate) fn checkpoint_bytes(table: &Table, operations: &Operations) -> u64 {
+    let entries = table.bytes() + table.keys() * checkpoint::ENTRY_BYTES;
+    let bytes = entries + operations.encoded_bytes() + CHECKPOINT_BYTES;
     bytes + bytes / 8
 }
 
@@ -116,11 +118,9 @@ impl Storage {
                 catalog.void(*id, partition.restored.last().lsn.next());
             }
         }
-        let tables = restored
-            .recovered
-            .partitions
-            .iter()
-            .map(|(id, p)| (checkpoint_bytes(&p.table), restored.checkpoints.get(id).copied().unwrap_or(0)));
+        let tables = restored.recovered.partitions.iter().map(|(id, p)| {
+            (checkpoint_bytes(&p.table, &p.operations), restored.checkpoints.get(id).copied().unwrap_or(0))
+        });
         files.reserve(0, room_for_checkpoints(tables));
         let damage = restored.recovered.damage.first().cloned();
         let files = Arc::new(files);

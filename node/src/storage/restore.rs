@@ -182,7 +182,7 @@ fn read_checkpoint(
 ) -> Result<(), RestoreError> {
     let file = File::open(path).map_err(io_error("read", path))?;
     match checkpoint::read(&mut BufReader::with_capacity(READ_BYTES, file), identity) {
-        Ok((header, table, footer)) if header.partition == partition => recovery.take_checkpoint(header, table, footer),
+        Ok(checkpoint) if checkpoint.header.partition == partition => recovery.take_checkpoint(checkpoint),
         Err(ReadError::Io(source)) => return Err(io_error("read", path)(source)),
         Err(ReadError::Format(error @ (FormatError::OtherFormat(_) | FormatError::OtherDisk { .. }))) => {
             return Err(RestoreError::Format { path: path.to_path_buf(), error });

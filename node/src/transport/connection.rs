@@ -207,7 +207,7 @@ fn check_effects(batch: &PeerBatch, limits: &Limits) -> Result<(), WireError> {
         let (PeerBody::Prepare { records, .. } | PeerBody::Tail { records, .. }) = &message.body else { continue };
         for record in records {
             let effect = Effect::decode(&record.payload).map_err(|e| malformed(&e))?;
-            limits.check_key(effect.key())?;
+            effect.key().map_or(Ok(()), |key| limits.check_key(key))?;
             if let Effect::Put { content_type, value, .. } = effect {
                 limits.check_value(content_type, value)?;
             }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! header   magic, version, cluster, disk, partition, configuration, start position; checksum
-//! chunk…   kind 1: entries, each with the LSN of the record that wrote it
-//! footer   kind 255: end LSN, entries in all, digest of the table at the end
+//! chunk…   kind 1: entries, each with the LSN of the record that wrote it; kind 2: operations, in their order
+//! footer   kind 255: end LSN, entries in all, digests of the table and of the operations at the end
 //! ```
 //!
 //! Every entry that was there all the time from start to end is in it; what changed meanwhile may be or not. Brought up by
-//! the records from start to end it is the table as it was at the end, which the digest proves.
+//! the records from start to end it is the table as it was at the end, which the digest proves. The same holds for the
+//! operations. Version 1 has none: of operations before its start nothing is known.
 //!
 //! # Invariants
 //! * Bytes from a disk never panic, and nothing is allocated for a length that was not checked.
@@ -15,6 +16,7 @@
 
 use crate::{
     log::format::{Fields, FormatError, Identity, put_configuration, put_node, put_position, read_configuration},
+    operations::Operations,
     table::{Entry, Table},
 };
 use kv_proto::{
@@ -27,9 +29,12 @@ use kv_proto::{
 use std::io::{self, Read};
 
 const MAGIC: [u8; 8] = *b"kv-ckpt\n";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// The version before operations were kept.
+const WITHOUT_OPERATIONS: u32 = 1;
 const KIND_HEADER: u8 = 0;
 const KIND_ENTRIES: u8 = 1;
+const KIND_OPERATIONS: u8 = 2;
 const KIND_FOOTER: u8 = 255;
 /// Bytes of an entry before its key.
 const ENTRY_HEADER_BYTES: usize = 23;
@@ -63,6 +68,20 @@ pub struct Footer {
     pub entries: u64,
     /// Digest of the table at the end.
     pub digest: u64,
+    /// Digest of the operations at the end; `None` where it was written before they were kept.
+    pub operations_digest: Option<u64>,
+}
+
+/// A checkpoint that was read: as of `footer.end` only after the records up to there.
+pub struct Checkpoint {
+    /// What it is of.
+    pub header: Header,
+    /// The table.
+    pub table: Table,
+    /// The operations.
+    pub operations: Operations,
+    /// What it says of its end.
+    pub footer: Footer,
 }
 
 /// Why a checkpoint cannot be used.
@@ -139,14 +158,23 @@ impl Encoder {
         self.chunk(KIND_ENTRIES, &body)
     }
 
-    /// The last piece.
+    /// The next piece: a chunk of [`Operations::next_chunk`], and the LSN to go on after; `None` when all were taken. They
+    /// come in their order, before the entries, among them or behind.
+    pub fn take_operations(&mut self, operations: &Operations, after: Lsn, max_bytes: usize) -> Option<(Vec<u8>, Lsn)> {
+        let mut chunk = Vec::new();
+        let last = operations.next_chunk(after, max_bytes, &mut chunk)?;
+        Some((self.chunk(KIND_OPERATIONS, &chunk), last))
+    }
+
+    /// The last piece, with the digests of table and operations.
     #[must_use]
-    pub fn finish(mut self, end: Lsn, digest: u64) -> Vec<u8> {
+    pub fn finish(mut self, end: Lsn, digest: u64, operations_digest: u64) -> Vec<u8> {
         let mut out = if self.body.is_empty() { Vec::new() } else { self.take_chunk() };
-        let mut footer = Vec::with_capacity(24);
+        let mut footer = Vec::with_capacity(32);
         footer.extend_from_slice(&end.0.to_le_bytes());
         footer.extend_from_slice(&self.entries.to_le_bytes());
         footer.extend_from_slice(&digest.to_le_bytes());
+        footer.extend_from_slice(&operations_digest.to_le_bytes());
         out.extend_from_slice(&self.chunk(KIND_FOOTER, &footer));
         out
     }
@@ -197,13 +225,16 @@ fn read_exact(source: &mut impl Read, out: &mut [u8]) -> Result<(), ReadError> {
     })
 }
 
-/// Reads a checkpoint into a table, which is the one of `Footer::end` only after the records up to there.
+/// Reads a checkpoint.
 ///
 /// # Errors
 /// When it is not whole, or not of this disk and partition.
-pub fn read(source: &mut impl Read, identity: &Identity) -> Result<(Header, Table, Footer), ReadError> {
-    let header = read_only_header(source, identity)?;
+pub fn read(source: &mut impl Read, identity: &Identity) -> Result<Checkpoint, ReadError> {
+    let (version, header) = read_head(source, identity)?;
+    let has_operations = version != WITHOUT_OPERATIONS;
     let (mut table, mut body) = (Table::default(), Vec::new());
+    let mut operations =
+        if has_operations { Operations::default() } else { Operations::unknown_up_to(header.start.lsn) };
     let (mut chunks, mut entries, mut newest) = (0, 0, Lsn(0));
     loop {
         chunks += 1;
@@ -217,13 +248,17 @@ pub fn read(source: &mut impl Read, identity: &Identity) -> Result<(Header, Tabl
                     (entries, newest) = (entries + 1, newest.max(entry.lsn));
                 }
             }
+            KIND_OPERATIONS if has_operations => operations.take_chunk(fields.0)?,
             KIND_FOOTER => {
-                let footer = Footer { end: Lsn(fields.count()?), entries: fields.u64()?, digest: fields.u64()? };
+                let (end, entries_written, digest) = (Lsn(fields.count()?), fields.u64()?, fields.u64()?);
+                let operations_digest = if has_operations { Some(fields.u64()?) } else { None };
                 let ends = fields.0.is_empty() && source.by_ref().take(1).read_to_end(&mut Vec::new())? == 0;
-                if !ends || footer.entries != entries || footer.end < header.start.lsn || footer.end < newest {
+                let newest = newest.max(operations.last());
+                if !ends || entries_written != entries || end < header.start.lsn || end < newest {
                     return Err(FormatError::Damaged("its footer does not go with it").into());
                 }
-                return Ok((header, table, footer));
+                let footer = Footer { end, entries, digest, operations_digest };
+                return Ok(Checkpoint { header, table, operations, footer });
             }
             _ => return Err(FormatError::Damaged("a chunk of an unknown kind").into()),
         }
@@ -235,6 +270,10 @@ pub fn read(source: &mut impl Read, identity: &Identity) -> Result<(Header, Tabl
 /// # Errors
 /// As [`read`].
 pub fn read_only_header(source: &mut impl Read, identity: &Identity) -> Result<Header, ReadError> {
+    Ok(read_head(source, identity)?.1)
+}
+
+fn read_head(source: &mut impl Read, identity: &Identity) -> Result<(u32, Header), ReadError> {
     let mut body = Vec::new();
     if read_frame(source, crc32c::crc32c(&MAGIC), &mut body)? != KIND_HEADER {
         return Err(FormatError::Damaged("no header of a checkpoint").into());
@@ -242,13 +281,13 @@ pub fn read_only_header(source: &mut impl Read, identity: &Identity) -> Result<H
     Ok(read_header(&body, identity)?)
 }
 
-fn read_header(body: &[u8], identity: &Identity) -> Result<Header, FormatError> {
+fn read_header(body: &[u8], identity: &Identity) -> Result<(u32, Header), FormatError> {
     let mut fields = Fields(body);
     if fields.array()? != MAGIC {
         return Err(FormatError::Damaged("no header of a checkpoint"));
     }
     let version = fields.u32()?;
-    if version != FORMAT_VERSION {
+    if ![WITHOUT_OPERATIONS, FORMAT_VERSION].contains(&version) {
         return Err(FormatError::OtherFormat(version));
     }
     let (cluster, disk, node) = (ClusterId(fields.u128()?), DiskId(fields.u128()?), fields.node()?);
@@ -260,7 +299,7 @@ fn read_header(body: &[u8], identity: &Identity) -> Result<Header, FormatError> 
     if !fields.0.is_empty() {
         return Err(FormatError::Damaged("a header that is longer than what it says"));
     }
-    Ok(Header { cluster, partition, configuration, start })
+    Ok((version, Header { cluster, partition, configuration, start }))
 }
 
 fn read_entry<'a>(fields: &mut Fields<'a>) -> Result<(&'a [u8], Entry<'a>), FormatError> {
@@ -312,7 +351,7 @@ pub fn with_checksums(identity: &Identity, header: Option<&[u8]>, chunks: &[(u8,
             KIND_HEADER,
             &[&MAGIC[..], &FORMAT_VERSION.to_le_bytes(), header].concat(),
         );
-        if let Ok(found) = read_header(&out[FRAME_BYTES..], identity) {
+        if let Ok((_, found)) = read_header(&out[FRAME_BYTES..], identity) {
             (encoder.partition, encoder.start) = (found.partition, found.start);
         }
     }
@@ -325,7 +364,12 @@ pub fn with_checksums(identity: &Identity, header: Option<&[u8]>, chunks: &[(u8,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_proto::ids::{Epoch, HistoryId, Member, NodeId};
+    use crate::operations::{Done, Known};
+    use kv_proto::{
+        effect::Effect,
+        ids::{ClientId, Epoch, HistoryId, Member, NodeId, OperationId},
+        replication::Record,
+    };
 
     fn identity() -> Identity {
         Identity { node: NodeId::new("n1").expect("a name"), disk: DiskId(0x0d15_c000) }
@@ -342,27 +386,65 @@ mod tests {
         Entry { lsn: Lsn(lsn), expires: Expiry::from_ms(0x0304), content_type: "t", value }
     }
 
+    fn operate(operations: &mut Operations, lsn: u64) {
+        let (position, effect) = (Position { epoch: Epoch(1), lsn: Lsn(lsn) }, Effect::Delete { key: b"k" });
+        let operation_id = Some(OperationId { client: ClientId(5), sequence: 6, known_lsn: Lsn(0) });
+        operations.apply(&Record { position, operation_id, payload: effect.encode().into() }, &effect);
+    }
+
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
     }
 
     fn encode(entries: &[(&[u8], u64)], end: u64, digest: u64) -> Vec<u8> {
+        encode_with(entries, &Operations::default(), end, digest)
+    }
+
+    fn encode_with(entries: &[(&[u8], u64)], operations: &Operations, end: u64, digest: u64) -> Vec<u8> {
         let (mut encoder, mut out) = Encoder::new(identity(), &header());
+        let mut after = Lsn(0);
+        while let Some((piece, next)) = encoder.take_operations(operations, after, 1) {
+            out.extend(piece);
+            after = next;
+        }
         for (key, lsn) in entries {
             encoder.push(key, entry(*lsn, b"v"));
             out.extend(encoder.take_chunk());
         }
-        out.extend(encoder.finish(Lsn(end), digest));
+        out.extend(encoder.finish(Lsn(end), digest, 0x77));
         out
     }
 
-    fn read(bytes: &[u8]) -> Result<(Header, Table, Footer), String> {
+    fn read(bytes: &[u8]) -> Result<Checkpoint, String> {
         super::read(&mut &bytes[..], &identity()).map_err(|e| e.to_string())
     }
 
     #[test]
     fn golden_bytes() {
-        let bytes = encode(&[(b"k", 0x10)], 0x12, 0x99);
+        let mut operations = Operations::default();
+        operate(&mut operations, 0x12);
+        let bytes = encode_with(&[(b"k", 0x10)], &operations, 0x12, 0x99);
+        let golden = [
+            "62000000 9075d084 00000000 6b762d636b70740a 02000000 c1000000000000000000000000000000",
+            "00c0150d000000000000000000000000 026e31 0201 04000000000000001100000000000000",
+            "0500000000000000010000000100 00c0150d000000000000000000000000 026e31",
+            "29000000 38181f18 02000000 0000000000000000 05000000000000000000000000000000 0600000000000000",
+            "1200000000000000 00",
+            "1a000000 af6aef9a 01000000 1000000000000000 0403000000000000 0100 01 01000000 6b 74 76",
+            "20000000 9f08cd52 ff000000 1200000000000000 0100000000000000 9900000000000000 7700000000000000",
+        ];
+        assert_eq!(hex(&bytes), golden.concat().replace(' ', ""));
+        let found = read(&bytes).expect("it is whole");
+        let footer = Footer { end: Lsn(0x12), entries: 1, digest: 0x99, operations_digest: Some(0x77) };
+        assert_eq!((found.header, found.footer), (header(), footer));
+        assert_eq!(found.table.get(b"k"), Some(entry(0x10, b"v")));
+        let id = OperationId { client: ClientId(5), sequence: 6, known_lsn: Lsn(0) };
+        assert_eq!(found.operations.find(&id), Known::Done(Done::Written(Lsn(0x12))));
+        assert_eq!(read_only_header(&mut &bytes[..], &identity()).expect("a header"), header());
+    }
+
+    #[test]
+    fn version_1_is_read_and_knows_no_operations_before_its_start() {
         let golden = [
             "62000000 5f017c2d 00000000 6b762d636b70740a 01000000 c1000000000000000000000000000000",
             "00c0150d000000000000000000000000 026e31 0201 04000000000000001100000000000000",
@@ -370,11 +452,16 @@ mod tests {
             "1a000000 ee061c3a 01000000 1000000000000000 0403000000000000 0100 01 01000000 6b 74 76",
             "18000000 9ad46373 ff000000 1200000000000000 0100000000000000 9900000000000000",
         ];
-        assert_eq!(hex(&bytes), golden.concat().replace(' ', ""));
-        let (found, table, footer) = read(&bytes).expect("it is whole");
-        assert_eq!((found, footer), (header(), Footer { end: Lsn(0x12), entries: 1, digest: 0x99 }));
-        assert_eq!(table.get(b"k"), Some(entry(0x10, b"v")));
-        assert_eq!(read_only_header(&mut &bytes[..], &identity()).expect("a header"), header());
+        let golden = golden.concat().replace(' ', "");
+        let digits = golden.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).expect("ASCII"));
+        let bytes: Vec<u8> = digits.map(|two| u8::from_str_radix(two, 16).expect("digits")).collect();
+        let found = read(&bytes).expect("it is whole");
+        let footer = Footer { end: Lsn(0x12), entries: 1, digest: 0x99, operations_digest: None };
+        assert_eq!((found.header, found.footer), (header(), footer));
+        assert_eq!(found.table.get(b"k"), Some(entry(0x10, b"v")));
+        let id = |known_lsn| OperationId { client: ClientId(5), sequence: 6, known_lsn: Lsn(known_lsn) };
+        assert_eq!(found.operations.find(&id(0x10)), Known::TooOld);
+        assert_eq!(found.operations.find(&id(0x11)), Known::New);
     }
 
     #[test]
@@ -384,6 +471,9 @@ mod tests {
         assert!(error(&encode(&[], 0x10, 0)).contains("footer"), "it ends before it starts");
         assert!(error(&encode(&[(b"k", 0x13)], 0x12, 0)).contains("footer"), "an entry of later");
         assert!(error(&encode(&[(b"", 1)], 0x12, 0)).contains("cannot be"));
+        let mut operations = Operations::default();
+        operate(&mut operations, 0x13);
+        assert!(error(&encode_with(&[], &operations, 0x12, 0)).contains("footer"), "an operation of later");
         // A chunk that is left out, or stands elsewhere.
         let (mut encoder, head) = Encoder::new(identity(), &header());
         let mut chunk = |key: &[u8]| {
@@ -391,7 +481,7 @@ mod tests {
             encoder.take_chunk()
         };
         let (first, second) = (chunk(b"a"), chunk(b"b"));
-        let rest = encoder.finish(Lsn(0x12), 0);
+        let rest = encoder.finish(Lsn(0x12), 0, 0);
         assert!(read(&[&head[..], &first, &second, &rest].concat()).is_ok());
         for chunks in [[&second, &first], [&first, &first]] {
             assert!(error(&[&head[..], chunks[0], chunks[1], &rest].concat()).contains("checksum"));
@@ -406,9 +496,9 @@ mod tests {
         let found = super::read(&mut &bytes[..], &other).err().expect("another's");
         assert!(matches!(found, ReadError::Format(FormatError::OtherDisk { .. })), "{found}");
         let mut future = Vec::new();
-        frame(&mut future, crc32c::crc32c(&MAGIC), KIND_HEADER, &[&MAGIC[..], &[2, 0, 0, 0, 9]].concat());
+        frame(&mut future, crc32c::crc32c(&MAGIC), KIND_HEADER, &[&MAGIC[..], &[3, 0, 0, 0, 9]].concat());
         let found = super::read(&mut &future[..], &identity()).err().expect("a newer one");
-        assert!(matches!(found, ReadError::Format(FormatError::OtherFormat(2))), "{found}");
+        assert!(matches!(found, ReadError::Format(FormatError::OtherFormat(3))), "{found}");
     }
 
     #[test]

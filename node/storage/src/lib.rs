@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod kept;
 pub mod log;
+pub mod operations;
 pub mod recovery;
 pub mod table;
 

@@ -3,9 +3,9 @@
 mod common;
 
 use common::{
-    apply, at, checkpoint_of, configuration, delete,
+    State, at, checkpoint_of, configuration, delete,
     disk::{Disk, Media, Shared},
-    identity, options, put, recover,
+    identity, keyless, options, put, recover,
 };
 use kv_proto::{
     codec,
@@ -30,8 +30,9 @@ use kv_storage::{
         gather::Gather,
         writer::Writer,
     },
+    operations::Known,
     recovery::Partition,
-    table::{Table, Walk},
+    table::Walk,
 };
 use std::{
     cell::RefCell,
@@ -75,6 +76,11 @@ fn a_log_of_format_1() {
 }
 
 #[test]
+fn a_log_with_checkpoints_of_format_2() {
+    check("log-2", write_log, |folder| read_log_with(folder, describe_with_operations));
+}
+
+#[test]
 fn frames_of_version_1() {
     check("frames-2", write_frames, read_frames);
 }
@@ -107,12 +113,16 @@ impl Stream {
     }
 }
 
-/// Records of one epoch, from one LSN to another; every fourth is a delete.
+/// Records of one epoch, from one LSN to another: every fourth is a delete, some have no key.
 fn records(epoch: u64, lsns: std::ops::RangeInclusive<u64>) -> Vec<Record> {
     let record = |lsn: u64| {
         let key = [b"key-", &[b'a' + (lsn % 7) as u8][..]].concat();
         let value = format!("value {lsn} of epoch {epoch}");
-        if lsn.is_multiple_of(4) { delete(at(epoch, lsn), &key) } else { put(at(epoch, lsn), &key, value.as_bytes()) }
+        match lsn {
+            5 | 6 | 10 | 22 => keyless(at(epoch, lsn)),
+            lsn if lsn.is_multiple_of(4) => delete(at(epoch, lsn), &key),
+            _ => put(at(epoch, lsn), &key, value.as_bytes()),
+        }
     };
     lsns.map(record).collect()
 }
@@ -121,10 +131,10 @@ fn masked() -> Record {
     put(at(2, 15), b"masked", &b"\x01kvB".repeat(1500))
 }
 
-fn table(records: &[Record]) -> Table {
-    let mut table = Table::default();
-    records.iter().for_each(|record| apply(&mut table, record));
-    table
+fn state(records: &[Record]) -> State {
+    let mut state = State::default();
+    records.iter().for_each(|record| state.apply(record));
+    state
 }
 
 fn restored(epoch: u64, applied: Lsn, records: &[Record]) -> Restored {
@@ -180,14 +190,18 @@ fn write_log(folder: &Path) {
         start: at(1, 5),
     };
     let (mut encoder, mut bytes) = checkpoint::Encoder::new(identity(), &header);
-    let (mut growing, mut walk) = (table(&of_0[..5]), Walk::new());
-    walk.next_chunk(&growing, 100, &mut |key, entry| encoder.push(key, entry));
+    let (mut growing, mut walk) = (state(&of_0[..5]), Walk::new());
+    let (piece, after) = encoder.take_operations(&growing.operations, Lsn(0), 50).expect("there are some");
+    bytes.extend(piece);
+    walk.next_chunk(&growing.table, 100, &mut |key, entry| encoder.push(key, entry));
     bytes.extend(encoder.take_chunk());
-    of_0[5..11].iter().for_each(|record| apply(&mut growing, record));
-    while !walk.next_chunk(&growing, 100, &mut |key, entry| encoder.push(key, entry)) {
+    of_0[5..8].iter().for_each(|record| growing.apply(record));
+    bytes.extend(encoder.take_operations(&growing.operations, after, 1000).expect("there are more").0);
+    of_0[8..11].iter().for_each(|record| growing.apply(record));
+    while !walk.next_chunk(&growing.table, 100, &mut |key, entry| encoder.push(key, entry)) {
         bytes.extend(encoder.take_chunk());
     }
-    bytes.extend(encoder.finish(Lsn(11), growing.digest()));
+    bytes.extend(encoder.finish(Lsn(11), growing.table.digest(), growing.operations.digest()));
     checkpoints.insert((PartitionId(0), Lsn(5)), bytes);
     only.records(0, 11, &records(2, 13..=14));
     // A value that looks like batches, which makes a mask.
@@ -202,7 +216,7 @@ fn write_log(folder: &Path) {
     only.gather.reset(PartitionId(4), &configuration(3, 1), at(2, 9));
     only.flush();
     let of_2 = [records(1, 1..=6), records(3, 7..=20)].concat();
-    let copy = checkpoint_of(PartitionId(2), &configuration(4, 2), at(3, 20), &table(&of_2));
+    let copy = checkpoint_of(PartitionId(2), &configuration(4, 2), at(3, 20), &state(&of_2));
     checkpoints.insert((PartitionId(2), Lsn(20)), copy);
     only.records(2, 20, &records(4, 21..=22));
     only.flush();
@@ -230,6 +244,10 @@ fn write_log(folder: &Path) {
 }
 
 fn read_log(folder: &Path) -> String {
+    read_log_with(folder, describe)
+}
+
+fn read_log_with(folder: &Path, describe: fn(&mut String, &Partition)) -> String {
     let (mut segments, mut checkpoints) = (BTreeMap::<SegmentId, Vec<u8>>::new(), BTreeMap::new());
     for file in fs::read_dir(folder).expect("a folder") {
         let path = file.expect("a file").path();
@@ -260,7 +278,7 @@ fn read_log(folder: &Path) -> String {
 }
 
 fn describe(out: &mut String, partition: &Partition) {
-    let Partition { table, restored, released, index } = partition;
+    let Partition { table, restored, released, index, .. } = partition;
     if let Some(c) = &restored.configuration {
         let members: Vec<_> = c.members().map(|m| format!("{}/{}", m.node, m.disk)).collect();
         let _ = writeln!(out, "  configuration: epoch {}, history {}, {members:?}", c.epoch, c.history);
@@ -288,6 +306,18 @@ fn describe(out: &mut String, partition: &Partition) {
     }
     for place in index.find(Lsn(1), usize::MAX) {
         let _ = writeln!(out, "  LSN {} to {} at byte {} of {}", place.first, place.last, place.offset, place.segment);
+    }
+}
+
+fn describe_with_operations(out: &mut String, partition: &Partition) {
+    describe(out, partition);
+    let operations = &partition.operations;
+    let _ = writeln!(out, "  {} operations, digest {:016x}", operations.count(), operations.digest());
+    for sequence in 0..=30 {
+        let known = operations.find(&OperationId { client: ClientId(9), sequence, known_lsn: Lsn(0) });
+        if known != Known::New {
+            let _ = writeln!(out, "  operation {sequence}: {known:?}");
+        }
     }
 }
 

@@ -7,9 +7,9 @@
 mod common;
 
 use common::{
-    apply, at, checkpoint_of, configuration, delete,
+    State, at, checkpoint_of, configuration, delete, digest,
     disk::{Disk, Image, Media, Shared},
-    identity,
+    identity, keyless,
     model::Log,
     options, put,
     random::Random,
@@ -26,7 +26,6 @@ use kv_storage::{
         writer::Writer,
     },
     recovery::{Recovered, Recovery},
-    table::Table,
 };
 use std::{
     cell::RefCell,
@@ -88,7 +87,11 @@ fn sample() -> Sample {
             for _ in 0..1 + random.below(15) {
                 let at = at(log.epoch(), log.last().0 + 1);
                 let key = random.below(20).to_le_bytes();
-                let record = if random.one_in(4) { delete(at, &key) } else { put(at, &key, &[at.lsn.0 as u8; 90]) };
+                let record = match random.below(12) {
+                    0..3 => delete(at, &key),
+                    3 => keyless(at),
+                    _ => put(at, &key, &[at.lsn.0 as u8; 90]),
+                };
                 gather.append(*id, &LogEntry::Record(record.clone()), log.committed());
                 log.records.push(record);
             }
@@ -111,11 +114,11 @@ fn sample() -> Sample {
         });
         for log in logs.values_mut() {
             // All but the last few are committed.
-            let (mut table, from) = (Table::default(), log.committed());
+            let (mut state, from) = (State::default(), log.committed());
             for (lsn, record) in (1..=log.last().0.saturating_sub(3)).zip(&log.records) {
-                apply(&mut table, record);
+                state.apply(record);
                 if Lsn(lsn) > from {
-                    log.digests.push(table.digest());
+                    log.digests.push(state.digest());
                 }
             }
         }
@@ -348,14 +351,15 @@ fn segments_of_others_are_refused_or_count_for_nothing() {
 
 #[test]
 fn a_checkpoint_that_was_cut_or_has_a_flipped_bit_is_never_read() {
-    let (mut table, mut random) = (Table::default(), Random(5));
+    let (mut state, mut random) = (State::default(), Random(5));
     for lsn in 1..=60 {
-        apply(&mut table, &put(at(2, lsn), &random.below(40).to_le_bytes(), &[lsn as u8; 50]));
+        state.apply(&put(at(2, lsn), &random.below(40).to_le_bytes(), &[lsn as u8; 50]));
     }
-    let bytes = checkpoint_of(PartitionId(1), &configuration(2, 1), at(2, 60), &table);
+    let bytes = checkpoint_of(PartitionId(1), &configuration(2, 1), at(2, 60), &state);
     let read = |bytes: &[u8]| checkpoint::read(&mut &bytes[..], &identity());
-    let (header, read_back, footer) = read(&bytes).expect("it is whole");
-    assert_eq!((header.start, footer.end, read_back.digest()), (at(2, 60), Lsn(60), table.digest()));
+    let found = read(&bytes).expect("it is whole");
+    assert_eq!((found.header.start, found.footer.end), (at(2, 60), Lsn(60)));
+    assert_eq!(digest(&found.table, &found.operations), state.digest());
     for cut in 0..bytes.len() {
         assert!(read(&bytes[..cut]).is_err(), "cut at {cut}");
         let mut flipped = bytes.clone();

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | the request cannot be carried out as it is | 400, 404, 405, 408, 413, 414, 415, 431 | `not_applied` |
 //! | its condition does not hold | 412 | `not_applied` |
+//! | an administrator's wish does not fit what is there; comes from a page of another site | 409; 403 | `not_applied` |
 //! | more is asked than can be held | 429 with `Retry-After` | `not_applied` |
 //! | a node has no room for it | 507 | `not_applied` |
 //! | nobody can serve it now | 503 with `Retry-After` | `not_applied` |
@@ -107,9 +108,8 @@ impl ApiError {
         error
     }
 
-    /// A write was begun and did not come to its end, for a fault of the router.
-    pub(super) fn interrupted() -> Self {
-        let detail = "the router failed while it carried out the write";
+    /// A change was begun and did not come to its end, for a fault of the router.
+    pub(super) fn interrupted(detail: impl Into<String>) -> Self {
         let error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail);
         ApiError { outcome: Outcome::Unknown, ..error }
     }
@@ -183,6 +183,7 @@ impl From<ClientError> for ApiError {
             (Outcome::NotApplied, Some(ErrorCode::MemoryFull | ErrorCode::DiskFull)) => {
                 StatusCode::INSUFFICIENT_STORAGE
             }
+            (Outcome::NotApplied, Some(ErrorCode::NotInSync)) => StatusCode::CONFLICT,
             (Outcome::NotApplied, None) if matches!(error, ClientError::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
             (Outcome::NotApplied, _) if retryable => StatusCode::SERVICE_UNAVAILABLE,
             (Outcome::NotApplied, _) => StatusCode::BAD_GATEWAY,
@@ -218,6 +219,7 @@ impl From<AddressError> for ApiError {
             AddressError::NotUtf8(_) => "key_not_utf8",
             AddressError::Repeated(_) => "key_repeated",
             AddressError::BadTtl(_) => "bad_ttl",
+            AddressError::BadVersion(_) => "bad_version",
         };
         ApiError::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }
@@ -280,6 +282,7 @@ mod tests {
             (wire(ErrorCode::OutcomeUnknown), 504, "outcome_unknown", false),
             (wire(ErrorCode::MemoryFull), 507, "memory_full", false),
             (wire(ErrorCode::DiskFull), 507, "disk_full", false),
+            (wire(ErrorCode::NotInSync), 409, "not_in_sync", false),
             (wire(ErrorCode::Malformed), 502, "malformed", false),
             (ClientError::UnknownNode { node: id }, 502, "unknown_node", false),
         ] {

@@ -3,11 +3,13 @@
 //! ```text
 //! server.rs ─► Api::handle ─► route.rs ─► documented.rs   /put /get /delete: JSON, as users know it
 //! (sockets)                              ├► raw.rs         /v1/kv/KEY: bytes, ETags, RFC 9457
-//!                                        └► survey.rs      /readyz /v1/topology: how the cluster is
+//!                                        ├► survey.rs      /readyz /v1/topology: how the cluster is
+//!                                        └► admin.rs       /v1/admin/…: what a person wants of it
 //! ```
 //!
 //! Everything that can be decided without a socket is a function of its own beside its tests: `query.rs`,
-//! `head.rs`, `json_body.rs`, `value.rs`, `conditions.rs`, `error.rs`, `route.rs`.
+//! `head.rs`, `json_body.rs`, `value.rs`, `conditions.rs`, `error.rs`, `route.rs`, `health.rs`, `admin_request.rs`,
+//! `same_origin.rs`.
 //!
 //! # Invariants
 //! * An error answer says what became of the request; a success is told only after the cluster promised it.
@@ -17,6 +19,8 @@
 //!
 //! What it lacks: TLS, authentication, HTTP/2, and compression.
 
+mod admin;
+mod admin_request;
 mod conditions;
 mod documented;
 mod error;
@@ -24,10 +28,12 @@ mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod head;
+mod health;
 mod json_body;
 mod query;
 mod raw;
 mod route;
+mod same_origin;
 pub(crate) mod server;
 mod survey;
 mod value;
@@ -37,6 +43,7 @@ use crate::controller::config_store::ConfigStore;
 use bytes::Bytes;
 use error::ApiError;
 use exchange::{Body, BodyPatience, Budget, Held, Reply, reply};
+use health::{Health, Status};
 use hyper::{
     Request, StatusCode,
     body::Incoming,
@@ -48,11 +55,13 @@ use kv_proto::{
     limits::{Limits, MAX_KEY_BYTES},
 };
 use route::{LISTING, Route};
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 use watched_stream::Exchange;
 
 /// What requests and answers may hold all together, in bytes, unless a few of the largest need more.
 const BUDGET_BYTES: usize = 256 * 1024 * 1024;
+/// How long a request for a newer map waits: less than anyone on the way gives up after.
+const MAP_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest request id that is taken from a caller, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -106,6 +115,8 @@ impl Inner {
                 Route::Delete => self.delete(request).await,
                 Route::Value(key) => self.value(key, request).await,
                 Route::Topology => self.topology().await,
+                Route::Map => self.map(request.uri().query().unwrap_or_default()).await,
+                Route::Admin(admin) => self.admin(admin, request).await,
                 Route::Health => Ok(reply(StatusCode::OK, value::JSON, Body::from(r#"{"status":"ok"}"#))),
                 Route::Ready => self.ready().await,
                 Route::Index => Ok(reply(StatusCode::OK, value::TEXT, Body::from(LISTING))),
@@ -128,10 +139,24 @@ impl Inner {
         let map = &self.store.get().map;
         // Without the whole map there is an answer already.
         let answers = if map.is_complete() { survey::ask(&self.client, map).await } else { survey::Answers::new() };
-        match survey::why_not_ready(map, &answers) {
-            None => Ok(reply(StatusCode::OK, value::JSON, Body::from(r#"{"status":"ready"}"#))),
-            Some(why) => Err(ApiError::not_ready(why)),
+        let health = Health::of(map, &answers);
+        if health.status == Status::Unavailable {
+            return Err(ApiError::not_ready(health.problems.join("; ")));
         }
+        Ok(reply(StatusCode::OK, value::JSON, Body::from(serde_json::to_vec(&health).expect("texts are JSON"))))
+    }
+
+    /// The map; with `after`, as soon as it is newer than that, or after [`MAP_PATIENCE`].
+    async fn map(&self, query: &str) -> Result<Reply, ApiError> {
+        if let Some(after) = query::after_of_query(query)? {
+            let mut maps = self.store.watch();
+            let newer = maps.wait_for(|cluster| cluster.map.version > after);
+            // Whoever waited in vain gets what there is.
+            let _ = tokio::time::timeout(MAP_PATIENCE, newer).await;
+        }
+        let body = serde_json::to_vec(&self.store.get().map).expect("a map is JSON");
+        let held = self.budget.hold(body.len())?;
+        Ok(reply(StatusCode::OK, value::JSON, Body::from(body).holding(held)))
     }
 
     async fn topology(&self) -> Result<Reply, ApiError> {
@@ -162,7 +187,7 @@ async fn finish<T: Send + 'static>(
         Ok(result) => result.map_err(ApiError::from),
         Err(error) => {
             tracing::error!(%error, "a write did not come to its end");
-            Err(ApiError::interrupted())
+            Err(ApiError::interrupted("the router failed while it carried out the write"))
         }
     }
 }

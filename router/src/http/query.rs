@@ -1,7 +1,7 @@
 //! Keys and lives from addresses: strict percent-decoding, so that each is taken as it was meant or refused with a
 //! reason.
 
-use kv_proto::limits::MAX_TTL_MS;
+use kv_proto::{ids::MapVersion, limits::MAX_TTL_MS};
 use std::{borrow::Cow, time::Duration};
 
 /// Why an address has no key.
@@ -22,6 +22,9 @@ pub(super) enum AddressError {
         max = MAX_TTL_MS / 1000
     )]
     BadTtl(String),
+    /// A version of the map that is none.
+    #[error("after={0} is no version of a cluster map: give its number, as in after=17, and once")]
+    BadVersion(String),
 }
 
 /// The `key` of a query, decoded; `None` if it has none. In a query, `+` is a space. Other parameters are passed over.
@@ -43,6 +46,18 @@ pub(super) fn ttl_of_query(query: &str) -> Result<Option<Duration>, AddressError
             seconds(&ttl).map(Some).ok_or(AddressError::BadTtl(ttl))
         }
         [first, ..] => Err(AddressError::BadTtl(first.to_owned())),
+    }
+}
+
+/// The `after` of a query, a version of the map; `None` if it has none.
+pub(super) fn after_of_query(query: &str) -> Result<Option<MapVersion>, AddressError> {
+    match values_of(query, "after")?[..] {
+        [] => Ok(None),
+        [after] => {
+            let number = after.parse().ok().filter(|_| after.bytes().all(|b| b.is_ascii_digit()));
+            number.map(|n| Some(MapVersion(n))).ok_or_else(|| AddressError::BadVersion(after.to_owned()))
+        }
+        [first, ..] => Err(AddressError::BadVersion(first.to_owned())),
     }
 }
 

@@ -3,6 +3,7 @@
 //! The table is small and fixed, so that it is a `match`; `GET /` tells people of it. A trailing slash changes nothing,
 //! except behind `/v1/kv/`, where everything that follows is the key.
 
+use super::admin::Admin;
 use hyper::Method;
 
 /// The addresses as `/` tells them.
@@ -13,7 +14,11 @@ DELETE   /delete?key=KEY  (also GET, unless the router was told otherwise)
 PUT|GET|HEAD|DELETE /v1/kv/KEY   raw bytes, Content-Type kept; ETag, If-Match, If-None-Match
 PUT /v1/kv/KEY?ttl=SECONDS       the value is gone by itself after that time, as in ttl=60 or ttl=0.5
 GET /v1/topology          the cluster map and how its nodes are, as JSON
-GET /readyz               200 when every partition takes writes
+GET /v1/map               the cluster map alone; with ?after=VERSION it waits a while for a newer one
+POST /v1/admin/handoff    body {\"partitions\": [3]}, {\"led_by\": \"NODE\"} or {\"all\": true}; \"to\": \"NODE\" if it matters
+POST /v1/admin/drop       body {\"partitions\": [3], \"node\": \"NODE\"}: the leader goes on without that follower
+POST /v1/admin/force-recover   see `kv admin force-recover --help`
+GET /readyz               200 when every partition takes writes: \"ready\", or \"degraded\" with the reasons
 GET /healthz              200 while the router runs
 ";
 
@@ -30,6 +35,10 @@ pub(super) enum Route<'a> {
     Value(&'a str),
     /// `/v1/topology`
     Topology,
+    /// `/v1/map`
+    Map,
+    /// `/v1/admin/…`
+    Admin(Admin),
     /// `/healthz`
     Health,
     /// `/readyz`
@@ -50,6 +59,10 @@ impl<'a> Route<'a> {
             "/delete" => Some(Route::Delete),
             "/v1/kv" => Some(Route::Value("")),
             "/v1/topology" => Some(Route::Topology),
+            "/v1/map" => Some(Route::Map),
+            "/v1/admin/handoff" => Some(Route::Admin(Admin::Handoff)),
+            "/v1/admin/drop" => Some(Route::Admin(Admin::Drop)),
+            "/v1/admin/force-recover" => Some(Route::Admin(Admin::ForceRecover)),
             "/healthz" => Some(Route::Health),
             "/readyz" => Some(Route::Ready),
             "" => Some(Route::Index),
@@ -70,7 +83,8 @@ impl<'a> Route<'a> {
             Route::Delete if get_deletes => "DELETE, GET",
             Route::Delete => "DELETE",
             Route::Value(_) => "GET, HEAD, PUT, DELETE",
-            Route::Topology | Route::Health | Route::Ready | Route::Index => "GET, HEAD",
+            Route::Admin(_) => "POST",
+            Route::Topology | Route::Map | Route::Health | Route::Ready | Route::Index => "GET, HEAD",
         }
     }
 
@@ -99,6 +113,9 @@ mod tests {
             ("/v1/kv/", Some(Route::Value(""))),
             ("/v1/kv", Some(Route::Value(""))),
             ("/v1/topology", Some(Route::Topology)),
+            ("/v1/map", Some(Route::Map)),
+            ("/v1/admin/drop", Some(Route::Admin(Admin::Drop))),
+            ("/v1/admin", None),
             ("/healthz", Some(Route::Health)),
             ("/readyz/", Some(Route::Ready)),
             ("/", Some(Route::Index)),
@@ -131,6 +148,9 @@ mod tests {
             (Route::Value("k"), Method::PATCH, true, false),
             (Route::Value("k"), Method::POST, true, false),
             (Route::Index, Method::OPTIONS, true, false),
+            (Route::Admin(Admin::Handoff), Method::POST, true, true),
+            (Route::Admin(Admin::Handoff), Method::GET, true, false),
+            (Route::Admin(Admin::Handoff), Method::OPTIONS, true, false),
         ] {
             assert_eq!(route.allows(&method, get_deletes), expected, "{route:?} {method}");
         }

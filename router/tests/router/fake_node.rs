@@ -8,7 +8,7 @@ use kv_proto::{
     hello::{Hello, Welcome},
     ids::{ClusterId, DiskId, Epoch, ExecutorIndex, HistoryId, Lsn, NodeId, PartitionId, ShardId, Version},
     limits::Limits,
-    request::{Condition, Operation, Request},
+    request::{AdminCommand, Condition, Operation, Request},
     response::{Answered, NodeView, Response},
     routing::partition_of,
     stats::{NodeStats, ReplicaStats, Role},
@@ -50,6 +50,7 @@ struct Table {
     values: HashMap<Vec<u8>, (Vec<u8>, String, Version)>,
     lives: HashMap<Vec<u8>, Option<NonZeroU64>>,
     trouble: Option<String>,
+    commands: Vec<AdminCommand>,
 }
 
 impl FakeNode {
@@ -102,6 +103,11 @@ impl FakeNode {
 
     pub(crate) fn set_trouble(&self, trouble: Option<&str>) {
         self.table.lock().expect("no panic").trouble = trouble.map(str::to_string);
+    }
+
+    /// The commands that it was given.
+    pub(crate) fn commands(&self) -> Vec<AdminCommand> {
+        self.table.lock().expect("no panic").commands.clone()
     }
 
     pub(crate) fn let_go(&self) {
@@ -194,6 +200,15 @@ impl FakeNode {
             }
             Operation::Stats => send(&Response::Stats(stats(table.trouble.clone()))),
             Operation::Ping => send(&Response::Pong),
+            Operation::Admin(command) => {
+                table.commands.push(command);
+                // It has one follower, in all partitions but the first.
+                if command.partition() == PartitionId(0) {
+                    send(&Response::Error(WireError::new(ErrorCode::NotInSync, "it has no in-sync follower")));
+                } else {
+                    send(&Response::Accepted { at: Answered { partition: command.partition(), epoch: Epoch(1) } });
+                }
+            }
         }
     }
 }

@@ -16,7 +16,10 @@ async fn ready_is_when_the_nodes_say_so() {
     assert_eq!(http.ask("GET /healthz", &[], b"").await.text(), r#"{"status":"ok"}"#);
     let unready = http.ask("GET /readyz", &[], b"").await;
     assert_eq!((unready.status, unready.header("retry-after")), (503, "1"));
-    assert_eq!(unready.json()["detail"], "not all nodes have registered: shard 0 has 0 of 2");
+    assert_eq!(
+        unready.json()["detail"],
+        "8 of 8 partitions take no writes: not all nodes have registered: shard 0 has 0 of 2"
+    );
     let put = http.ask("PUT /v1/kv/a", &[], b"v").await;
     assert_eq!((put.status, put.json()["code"].as_str()), (503, Some("no_leader")), "{put:?}");
 

@@ -1,5 +1,6 @@
 //! A whole router over loopback: real sockets in front of it, and behind it a node that keeps keys in a map.
 
+mod admin;
 mod cluster;
 mod controller;
 mod documented;

@@ -206,6 +206,8 @@ pub enum Action {
     SendCopy {
         /// Whom it is for.
         to: NodeId,
+        /// What [`PeerBody::CopyBegin`] has as `sent`.
+        sent: u64,
     },
     /// The table is void, and so is everything known to be on disk of it: a copy comes.
     ResetTable,
@@ -273,7 +275,9 @@ pub enum Refusal {
     #[error("leadership of the partition is about to pass to another node")]
     HandingOff,
     /// Too few members.
-    #[error("the partition has fewer in-sync replicas than --min-in-sync asks for, so that no write is taken; reads go on")]
+    #[error(
+        "the partition has fewer in-sync replicas than --min-in-sync asks for, so that no write is taken; reads go on"
+    )]
     TooFewInSync,
     /// Too much is waiting to be replicated.
     #[error("too many writes wait to be replicated")]

@@ -78,16 +78,19 @@ mod flush;
 mod follower;
 mod interface;
 mod leader;
+mod learner;
+mod lease;
 mod log;
 mod reconcile;
 #[doc(hidden)]
 pub mod rules;
 mod stream;
 mod tail;
+mod wishes;
 
 use crate::clock::Instant64;
 use follower::Follower;
-pub use interface::{Action, Actions, Event, Options, Outcome, Refusal, Token};
+pub use interface::{Action, Actions, Event, Options, Outcome, ReadCheck, Reads, Refusal, Token};
 use kv_proto::{
     cluster_map::Configuration,
     control::Change,
@@ -96,6 +99,7 @@ use kv_proto::{
     stats,
 };
 use leader::Leader;
+use learner::Copy;
 use log::Log;
 pub use log::{LogEntry, Restored};
 use std::sync::Arc;
@@ -114,10 +118,24 @@ pub struct Replica {
     history: Option<HistoryId>,
     /// Why the log cannot be trusted.
     fault: Option<String>,
+    /// A copy of a table on its way here.
+    copy: Option<Copy>,
+    /// Whether records that it said it had may be missing.
+    incomplete: bool,
     /// Who is connected, with the disk that it has.
     connected: Vec<Member>,
-    /// When it was made, or last said something to a leader.
+    controller_reachable: bool,
+    started: Instant64,
+    /// When it was made, or last answered a beacon; and whether it ever did the latter.
     last_promise: Instant64,
+    has_promised: bool,
+    /// When something happened last, and since when nothing took so long to happen that the process must have been stopped.
+    last_event: Instant64,
+    awake_since: Instant64,
+    /// The leader of the epoch before this one, if it was in that.
+    leader_before: Option<Member>,
+    /// The epoch in which nothing is served any more, by the word of its leader.
+    resigned: Option<Epoch>,
 }
 
 #[derive(Debug)]
@@ -143,6 +161,7 @@ impl Replica {
         now: Instant64,
         out: &mut Actions,
     ) -> Self {
+        let blank = restored.configuration.is_none() && restored.last() == Position::default();
         let mut replica = Replica {
             partition,
             me,
@@ -152,11 +171,22 @@ impl Replica {
             committed: restored.applied.lsn,
             history: restored.configuration.as_ref().map(|c| c.history),
             fault: restored.fault.clone(),
+            copy: None,
+            incomplete: restored.incomplete && !options.durable,
             log: Log::new(restored),
             connected: Vec::new(),
+            controller_reachable: true,
+            started: now,
             last_promise: now,
+            has_promised: false,
+            last_event: now,
+            awake_since: now,
+            leader_before: None,
+            resigned: None,
         };
-        replica.enter(now, configuration, out);
+        // Whoever has a past may have led in this epoch, whether or not its disk still says so.
+        let led_before = !blank || configuration.epoch > Epoch(1);
+        replica.take_role(now, led_before, out);
         replica.advance(now, out);
         replica.check_watermarks();
         replica
@@ -197,9 +227,27 @@ impl Replica {
     pub fn role(&self) -> stats::Role {
         match self.role {
             Role::Leader(_) | Role::Reopening { .. } => stats::Role::Leader,
+            Role::Follower(_) if self.is_learner() => stats::Role::Learner,
             Role::Follower(_) => stats::Role::Follower,
             Role::Refused(_) => stats::Role::Refused,
         }
+    }
+
+    /// The epoch since which it leads without a break: what it prepared since then stands. `None` if it does not lead.
+    #[must_use]
+    pub fn leads_since(&self) -> Option<Epoch> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader.since),
+            _ => None,
+        }
+    }
+
+    /// The log is needed behind this record: others have to be sent what follows and is not in memory any more.
+    #[must_use]
+    pub fn log_needed_after(&self) -> Option<Lsn> {
+        let Role::Leader(leader) = &self.role else { return None };
+        let base = self.log.tail().base().lsn;
+        leader.followers.iter().chain(&leader.learners).filter_map(|f| f.needs_log_after(base)).min()
     }
 
     /// Why the replica cannot do what its role is for, in a sentence.
@@ -211,6 +259,7 @@ impl Replica {
                 "{} was restarted and waits for the controller to open the next epoch: nothing is served",
                 self.me.node
             )),
+            Role::Follower(_) if self.is_learner() => self.learning(),
             _ if !self.acts() => {
                 Some(format!("epoch {} is not on the disk of {} yet", self.configuration.epoch, self.me.node))
             }
@@ -219,25 +268,14 @@ impl Replica {
         }
     }
 
-    /// Whether the table here may be read: it holds everything that was ever acknowledged.
-    ///
-    /// # Errors
-    /// [`Refusal::NotLeader`] or [`Refusal::NotReady`].
-    pub fn check_read(&self) -> Result<(), Refusal> {
-        match &self.role {
-            Role::Leader(leader) if leader.serves() => Ok(()),
-            Role::Leader(_) | Role::Reopening { .. } => Err(Refusal::NotReady),
-            Role::Follower(_) | Role::Refused(_) => Err(Refusal::NotLeader),
-        }
-    }
-
     /// Whether a write would be taken.
     ///
     /// # Errors
     /// The refusal that it would be answered with.
     pub fn check_write(&self, now: Instant64) -> Result<(), Refusal> {
-        self.check_read()?;
         match &self.role {
+            Role::Leader(leader) if !leader.serves() => Err(Refusal::NotReady),
+            Role::Reopening { .. } => Err(Refusal::NotReady),
             Role::Leader(leader) => leader.check_write(now, self.log.tail(), &self.options),
             _ => Err(Refusal::NotLeader),
         }
@@ -246,28 +284,23 @@ impl Replica {
     /// Takes in what happened and says what is to be done about it.
     pub fn handle(&mut self, now: Instant64, event: Event, out: &mut Actions) {
         let already = out.len();
+        if now.since(self.last_event) >= self.options.suspect_after / 2 {
+            self.awake_since = now;
+        }
+        self.last_event = now;
         match event {
             Event::ClientWrite { payload, operation_id, token } => {
                 self.handle_write(now, payload, operation_id, token, out);
             }
-            Event::ClientBarrier { token } => self.handle_barrier(token, out),
+            Event::ClientBarrier { token } => self.handle_barrier(now, token, out),
             Event::Flushed { entries } => self.handle_flushed(now, entries, out),
             Event::LogRead { to, previous, records } => self.handle_log_read(to, previous, records, out),
-            Event::PeerConnected { peer } => {
-                self.connected.retain(|m| m.node != peer.node);
-                self.connected.push(peer);
-                if let Role::Leader(leader) = &mut self.role {
-                    leader.handle_connected(peer, self.committed, out);
-                }
-            }
-            Event::PeerLost { peer } => {
-                self.connected.retain(|m| m.node != peer);
-                if let Role::Leader(leader) = &mut self.role {
-                    leader.handle_lost(peer);
-                }
-            }
+            Event::CopyKept => self.handle_copy_kept(out),
+            Event::Message { from, epoch, body: PeerBody::Resign } => self.handle_resign(from, epoch),
             Event::Message { from, epoch, body } => {
-                if epoch == self.configuration.epoch && self.acts() {
+                let current = epoch == self.configuration.epoch
+                    || epoch < self.configuration.epoch && !self.options.rules.fence_epochs;
+                if current && (self.acts() || self.copy.is_some()) {
                     self.handle_message(now, from, body, out);
                 }
             }
@@ -276,12 +309,49 @@ impl Replica {
                     self.enter(now, configuration, out);
                 }
             }
-            Event::Timeout => self.handle_timeout(now, out),
+            Event::Controller { reachable } => self.controller_reachable = reachable,
+            Event::Timeout => {}
+            Event::PeerConnected { .. }
+            | Event::PeerLost { .. }
+            | Event::CopySent { .. }
+            | Event::Handoff { .. }
+            | Event::DropFollower { .. } => self.handle_leaders(now, event, out),
         }
+        self.handle_time(now, out);
         self.advance(now, out);
+        self.maybe_propose(now, out);
         self.check_watermarks();
         let said = out[already..].iter().any(|a| matches!(a, Action::Send { .. }));
         assert!(!said || self.acts(), "something is said in epoch {}, which is not on disk", self.configuration.epoch);
+    }
+
+    /// What matters to a leader alone.
+    fn handle_leaders(&mut self, now: Instant64, event: Event, out: &mut Actions) {
+        match event {
+            Event::PeerConnected { peer } => {
+                self.connected.retain(|m| m.node != peer.node);
+                self.connected.push(peer);
+            }
+            Event::PeerLost { peer } => self.connected.retain(|m| m.node != peer),
+            _ => {}
+        }
+        let Role::Leader(leader) = &mut self.role else { return };
+        match event {
+            Event::PeerConnected { peer } => {
+                leader.handle_connected(now, peer, self.committed, self.options.rules.disks, out);
+            }
+            Event::PeerLost { peer } => leader.handle_lost(peer),
+            Event::CopySent { to, start } => {
+                if let Some(progress) = leader.progress(to) {
+                    progress.handle_copy_sent(start.lsn);
+                }
+            }
+            Event::Handoff { to, leaves } => {
+                leader.begin_handoff(now, to, leaves, &self.options);
+            }
+            Event::DropFollower { node } => leader.give_up(node),
+            _ => {}
+        }
     }
 
     /// When [`Event::Timeout`] is due.
@@ -290,15 +360,18 @@ impl Replica {
         match &self.role {
             Role::Leader(leader) => Some(leader.poll_timeout(self.grace_end())),
             Role::Reopening { next_proposal } => Some(*next_proposal),
-            Role::Follower(_) | Role::Refused(_) => None,
+            Role::Follower(_) if self.is_learner() => None,
+            Role::Follower(_) => Some(self.last_event + self.options.beacon_interval),
+            Role::Refused(_) => None,
         }
     }
 
     /// The next Prepare for the replica at `to`, if there is something that it was not sent yet.
-    pub fn poll_prepare(&mut self, to: NodeId) -> Option<PeerBody> {
+    pub fn poll_prepare(&mut self, now: Instant64, to: NodeId) -> Option<PeerBody> {
+        let acts = self.acts();
         match &mut self.role {
-            Role::Leader(leader) => {
-                leader.poll_prepare(to, self.committed, self.log.tail(), self.options.message_bytes)
+            Role::Leader(leader) if acts => {
+                leader.poll_prepare(now, to, self.committed, self.log.tail(), self.options.message_bytes)
             }
             _ => None,
         }
@@ -310,61 +383,102 @@ impl Replica {
         self.log.tail().bytes()
     }
 
-    /// Whether the replica may say and do something in its epoch.
+    /// Whether the replica may say and do something in its epoch. A learner that has nothing but says so promises nothing.
     fn acts(&self) -> bool {
-        self.log.epoch_on_disk() == self.configuration.epoch || !self.options.rules.epoch_on_disk_first
+        self.log.epoch_on_disk() == self.configuration.epoch
+            || !self.options.rules.epoch_on_disk_first
+            || self.is_learner() && self.has_nothing()
     }
 
-    /// Takes the role that a configuration gives.
+    /// Enters a newer epoch.
     fn enter(&mut self, now: Instant64, configuration: Configuration, out: &mut Actions) {
+        let before = std::mem::replace(&mut self.configuration, configuration);
+        let next = before.epoch.next() == self.configuration.epoch;
+        self.leader_before = next.then_some(before.leader);
+        let leads = self.is_leader();
         if let Role::Leader(leader) = &mut self.role {
+            let same_log = before.history == self.configuration.history && leader.knows_its_log();
+            if next && leads && same_log {
+                leader.go_on(&self.configuration, now);
+                self.log.begin(self.configuration.clone(), out);
+                return;
+            }
             leader.abandon_waiters(out);
+            if next && leader.serves() && !leads {
+                out.push(Action::Resign { to: self.configuration.leader.node, epoch: before.epoch });
+            }
         }
-        self.configuration = configuration;
+        let was_member = before.is_member(self.me);
+        if !was_member && self.configuration.in_sync.contains(&self.me) {
+            self.incomplete = false; // It is added when it has everything.
+        }
+        self.give_up_copy();
+        self.take_role(now, false, out);
+    }
+
+    fn is_leader(&self) -> bool {
+        let leader = self.configuration.leader;
+        leader == self.me || leader.node == self.me.node && !self.options.rules.disks
+    }
+
+    /// Takes the role that the configuration gives; the leader asks for the next one first if it may have led in it before.
+    fn take_role(&mut self, now: Instant64, led_before: bool, out: &mut Actions) {
         if let Some(why) = self.reason_to_refuse() {
             self.role = Role::Refused(why);
             return;
         }
-        let leads = self.configuration.leader == self.me;
         // Equal only after a restart: what was begun before is not begun again.
         let resumes = self.configuration.epoch == self.log.newest_epoch();
-        self.history = Some(self.configuration.history);
-        self.role = if leads && resumes && self.options.rules.reopen_after_restart {
-            Role::Reopening { next_proposal: now }
-        } else if leads {
-            Role::Leader(Leader::new(&self.configuration, now))
+        if self.is_leader() {
+            self.history = Some(self.configuration.history);
+            self.role = if (led_before || resumes) && self.options.rules.reopen_after_restart {
+                Role::Reopening { next_proposal: now }
+            } else {
+                Role::Leader(Leader::new(&self.configuration, now))
+            };
         } else {
-            Role::Follower(Follower::new(self.committed))
-        };
-        if !resumes {
+            self.role = Role::Follower(Follower::new(self.committed));
+        }
+        // The log of a learner that has nothing begins with a copy.
+        if !resumes && !(self.is_learner() && self.has_nothing()) {
+            self.history = Some(self.configuration.history);
             self.log.begin(self.configuration.clone(), out);
         }
-        self.handle_timeout(now, out);
+        self.handle_time(now, out);
     }
 
     fn reason_to_refuse(&self) -> Option<String> {
         let (node, newest) = (self.me.node, self.log.newest_epoch());
-        if let Some(fault) = &self.fault {
-            return Some(format!("the log of {node} cannot be trusted: {fault}"));
-        }
-        if !self.configuration.is_member(self.me) {
+        if self.configuration.epoch < newest {
             return Some(format!(
-                "{node} is not a member of the partition with disk {}: its data directory is new, or another one than \
-                 the member's. Nothing makes it a member again by itself: start it with the data directory that it had",
-                self.me.disk
-            ));
-        }
-        if self.history.is_some_and(|history| history != self.configuration.history) {
-            return Some(format!(
-                "the data of {node} belong to another history of the partition than the controller's map"
-            ));
-        }
-        (self.configuration.epoch < newest).then(|| {
-            format!(
                 "the disk of {node} has epoch {newest} of the partition, the controller's map only {}: the map is older",
                 self.configuration.epoch
-            )
-        })
+            ));
+        }
+        if !self.configuration.is_member(self.me) && self.options.rules.disks {
+            return None;
+        }
+        if let Some(fault) = &self.fault {
+            let others = self.configuration.members().count() > 1;
+            let hope = if others { "another member goes on without it" } else { "no other replica has everything" };
+            return Some(format!("the log of {node} cannot be trusted, and {hope}: {fault}"));
+        }
+        (self.history.is_some_and(|history| history != self.configuration.history) && !self.is_leader())
+            .then(|| format!("the data of {node} belong to another history of the partition than the controller's map"))
+    }
+
+    /// The old leader says that it serves nothing any more in `epoch`: the leader of the next need not wait.
+    fn handle_resign(&mut self, from: NodeId, epoch: Epoch) {
+        let leader = if epoch == self.configuration.epoch {
+            Some(self.configuration.leader)
+        } else {
+            self.leader_before.filter(|_| epoch.next() == self.configuration.epoch)
+        };
+        if leader.is_some_and(|leader| leader.node == from) {
+            self.resigned = Some(epoch);
+        } else if !self.options.rules.resign_names_epoch {
+            self.resigned = Some(Epoch(self.configuration.epoch.0.saturating_sub(1)));
+        }
     }
 
     fn handle_write(
@@ -385,11 +499,12 @@ impl Replica {
         self.log.push(Record { position, operation_id, payload }, out);
     }
 
-    fn handle_barrier(&mut self, token: Token, out: &mut Actions) {
+    fn handle_barrier(&mut self, now: Instant64, token: Token, out: &mut Actions) {
         let prepared = self.log.last().lsn;
-        let outcome = match (self.check_read(), &mut self.role) {
-            (Ok(()), Role::Leader(leader)) if prepared > self.committed => return leader.wait(prepared, token),
-            (Ok(()), _) => Outcome::Committed,
+        let outcome = match (self.check_read(now), &mut self.role) {
+            (Ok(ReadCheck::Now), _) if prepared <= self.committed => Outcome::Committed,
+            (Ok(_), Role::Leader(leader)) => return leader.lease.wait(prepared, token),
+            (Ok(_), _) => Outcome::Refused(Refusal::NotLeader),
             (Err(refusal), _) => Outcome::Refused(refusal),
         };
         out.push(Action::Reply { token, outcome });
@@ -399,10 +514,10 @@ impl Replica {
         let before = (self.log.flushed(), self.log.epoch_on_disk());
         self.log.handle_flushed(entries);
         let news = before != (self.log.flushed(), self.log.epoch_on_disk());
-        match self.role {
-            Role::Leader(_) => self.maybe_commit(out),
+        match &self.role {
+            Role::Leader(_) => self.maybe_commit(now, out),
             // That it is in the epoch now is news for the leader, too, who may have asked too early.
-            Role::Follower(_) if news && self.acts() => self.send_report(now, out),
+            Role::Follower(follower) if news && self.acts() && !self.is_silent(follower) => self.send_report(out),
             _ => {}
         }
     }
@@ -410,45 +525,63 @@ impl Replica {
     fn handle_log_read(&mut self, to: NodeId, previous: Position, records: Vec<Record>, out: &mut Actions) {
         match &mut self.role {
             Role::Leader(leader) => leader.handle_log_read(to, previous, records, self.log.tail()),
-            Role::Follower(_) => self.answer_fetch(previous, records, out),
+            Role::Follower(follower) if !follower.has_asked() => self.answer_fetch(previous, records, out),
+            Role::Follower(_) => {}
             Role::Reopening { .. } | Role::Refused(_) => {}
         }
+    }
+
+    /// Whether a follower has asked to take over: it says nothing more in this epoch.
+    fn is_silent(&self, follower: &Follower) -> bool {
+        follower.has_asked() && self.options.rules.silent_after_takeover
     }
 
     fn handle_message(&mut self, now: Instant64, from: NodeId, body: PeerBody, out: &mut Actions) {
         match &mut self.role {
             Role::Leader(leader) => match body {
-                PeerBody::Report { prepared, flushed, applied } => {
-                    let report = stream::Report { prepared, flushed, applied };
+                PeerBody::Report { prepared, flushed, applied, answers, basis } => {
+                    let report = stream::Report { prepared, flushed, applied, answers, basis };
                     leader.handle_report(now, from, report, self.log.tail());
-                    self.maybe_commit(out);
+                    self.maybe_commit(now, out);
                 }
                 PeerBody::Gap { prepared } => leader.handle_gap(from, prepared, self.log.tail()),
                 PeerBody::Tail { previous, records, last } => self.handle_tail(from, previous, records, last, out),
-                PeerBody::Prepare { .. } | PeerBody::Beacon { .. } | PeerBody::Fetch { .. } => {}
+                _ => {}
             },
-            Role::Follower(_) if from == self.configuration.leader.node => match body {
-                PeerBody::Prepare { previous, committed, records } => {
-                    self.handle_prepare(now, previous, committed, records, out);
+            Role::Follower(follower) if from == self.configuration.leader.node => {
+                if follower.has_asked() && self.options.rules.silent_after_takeover {
+                    return;
                 }
-                PeerBody::Beacon { committed } => {
-                    self.follow_commit(committed, out);
-                    self.send_report(now, out);
+                match body {
+                    PeerBody::Beacon { committed, sent, serving } => {
+                        self.handle_beacon(now, committed, sent, serving, out);
+                    }
+                    PeerBody::CopyBegin { start, sent } => self.handle_copy_begin(start, sent, out),
+                    PeerBody::CopyPart { number, bytes } => self.handle_copy_part(number, bytes, out),
+                    PeerBody::CopyEnd { parts, end, digest } => self.handle_copy_end(parts, end, digest, out),
+                    _ if self.has_nothing() => {}
+                    PeerBody::Prepare { previous, committed, records } => {
+                        self.handle_prepare(previous, committed, records, out);
+                    }
+                    PeerBody::Fetch { after } => self.handle_fetch(after, out),
+                    _ => {}
                 }
-                PeerBody::Fetch { after } => self.handle_fetch(after, out),
-                PeerBody::Report { .. } | PeerBody::Gap { .. } | PeerBody::Tail { .. } => {}
-            },
+            }
             _ => {}
         }
     }
 
-    fn handle_timeout(&mut self, now: Instant64, out: &mut Actions) {
+    fn handle_time(&mut self, now: Instant64, out: &mut Actions) {
         match &mut self.role {
-            Role::Leader(leader) => leader.handle_timeout(now, self.committed, &self.options, out),
+            Role::Leader(leader) => {
+                leader.maybe_beat(now, self.committed, &self.options, out);
+                leader.answer_readers(now, self.committed, &self.options, out);
+            }
             Role::Reopening { next_proposal } if *next_proposal <= now => {
                 *next_proposal = now + self.options.propose_interval;
                 out.push(Action::Propose(Change::Reopen { leader: self.me }));
             }
+            Role::Follower(_) => self.maybe_take_over(now, out),
             _ => {}
         }
     }
@@ -462,9 +595,19 @@ impl Replica {
     }
 
     /// When no leader that this replica answered can believe any more that it is in charge. Nobody led before the
-    /// first epoch.
+    /// first epoch, and whoever resigned is in charge of nothing.
     fn grace_end(&self) -> Instant64 {
-        if self.configuration.epoch == Epoch(1) { Instant64(0) } else { self.last_promise + self.options.grace }
+        let (epoch, rules) = (self.configuration.epoch, self.options.rules);
+        let resigned = self.resigned.is_some_and(|resigned| resigned.next() == epoch);
+        if epoch == Epoch(1) || resigned || !rules.grace || !self.has_promised && !rules.grace_since_start {
+            return Instant64(0);
+        }
+        self.last_promise + self.options.grace
+    }
+
+    /// Until when a replica that was just started waits for others.
+    fn patience_end(&self) -> Instant64 {
+        self.started + self.options.start_patience
     }
 
     fn check_watermarks(&self) {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::clock::Instant64;
 use kv_proto::{
-    ids::{Lsn, NodeId},
+    ids::{Lsn, Member, NodeId},
     replication::{PeerBody, Position, Record},
 };
 
@@ -76,6 +76,12 @@ impl Leader {
         }
     }
 
+    /// The follower whose log cannot be fetched.
+    pub(super) fn stuck_on(&self) -> Option<Member> {
+        let Stage::Adopting(Some(Fetch { from, stuck: Some(_), .. })) = &self.stage else { return None };
+        self.followers.iter().map(|f| f.member).find(|member| member.node == *from)
+    }
+
     /// Why the leader does not serve yet.
     pub(super) fn reconciling(&self, now: Instant64, options: &Options, grace_end: Instant64) -> String {
         let missing = self.followers.iter().find(|f| match self.stage {
@@ -107,13 +113,14 @@ impl Replica {
         let (acts, grace_end, rules) = (self.acts(), self.grace_end(), self.options.rules);
         loop {
             let Role::Leader(leader) = &mut self.role else { return };
-            match &mut leader.stage {
-                Stage::Recording if acts => {
-                    leader.stage = Stage::Adopting(None);
-                    for member in &self.connected {
-                        leader.handle_connected(*member, self.committed, out);
-                    }
+            if acts && !leader.greeted {
+                leader.greeted = true;
+                for member in &self.connected {
+                    leader.handle_connected(now, *member, self.committed, rules.disks, out);
                 }
+            }
+            match &mut leader.stage {
+                Stage::Recording if acts => leader.stage = Stage::Adopting(None),
                 Stage::Adopting(fetch @ None) => {
                     if leader.followers.iter().any(|f| f.report.is_none()) {
                         return;
@@ -126,16 +133,19 @@ impl Replica {
                         return;
                     }
                     leader.stage = Stage::Settling { last: own.lsn, waits_for_grace: false };
-                    for follower in &mut leader.followers {
-                        let report = follower.report.expect("every follower has reported");
-                        follower.open(report, self.log.tail());
+                    for progress in leader.all_mut() {
+                        if let Some(report) = progress.report {
+                            progress.open(report, self.log.tail());
+                        }
                     }
-                    self.maybe_commit(out);
+                    self.maybe_commit(now, out);
                 }
                 Stage::Settling { last, waits_for_grace } => {
                     let settled = self.committed >= *last || !rules.commit_before_serving;
                     if settled && now >= grace_end {
                         leader.stage = Stage::Serving;
+                        // Everyone said what they have, and all of it is here.
+                        self.incomplete = false;
                     } else {
                         *waits_for_grace = settled;
                         break;
@@ -145,8 +155,10 @@ impl Replica {
                 Stage::Recording | Stage::Adopting(Some(_)) => return,
             }
         }
+        self.tend_learners(now, out);
         if let Role::Leader(leader) = &mut self.role {
-            leader.followers.iter_mut().for_each(|f| f.maybe_read(self.log.tail(), out));
+            leader.all_mut().for_each(|f| f.maybe_read(self.log.tail(), out));
+            leader.maybe_ask(now, self.committed, &self.options, out);
         }
     }
 
@@ -190,7 +202,7 @@ impl Replica {
                 }
                 _ => {
                     leader.stage = Stage::Adopting(None);
-                    if let Some(report) = leader.follower(from).and_then(|f| f.report.as_mut()) {
+                    if let Some(report) = leader.progress(from).and_then(|f| f.report.as_mut()) {
                         report.prepared = last;
                     }
                 }

@@ -40,6 +40,10 @@ pub struct Rules {
     pub resign_after_leaving: bool,
     /// That an epoch was resigned counts for the next one alone.
     pub resign_names_epoch: bool,
+    /// A member is a node with its disk, and not whoever has its name.
+    pub disks: bool,
+    /// Only an in-sync follower asks to take over.
+    pub members_alone: bool,
     /// A replica that may lack what it said it had neither takes over nor goes on alone.
     pub incomplete_never_leads: bool,
 }
@@ -65,6 +69,8 @@ impl Default for Rules {
             grace_since_start: true,
             resign_after_leaving: true,
             resign_names_epoch: true,
+            disks: true,
+            members_alone: true,
             incomplete_never_leads: true,
         }
     }

@@ -1,4 +1,4 @@
-//! What a leader knows of one follower, and the way to it.
+//! What a leader knows of one follower or learner, and the way to it.
 //!
 //! # Invariants
 //! * What a follower said counts on the connection that it was said on: the next one begins by asking.
@@ -9,16 +9,18 @@ use super::{Action, Actions, Options, tail::Tail};
 use crate::clock::Instant64;
 use kv_proto::{
     ids::{Lsn, Member},
-    replication::{PeerBody, Position, Record},
+    replication::{Basis, PeerBody, Position, Record},
 };
 use std::collections::VecDeque;
 
-/// What a follower says it has.
+/// What a follower says it has, see [`PeerBody::Report`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Report {
     pub(super) prepared: Position,
     pub(super) flushed: Lsn,
     pub(super) applied: Lsn,
+    pub(super) answers: u64,
+    pub(super) basis: Basis,
 }
 
 /// What the leader knows of a follower.
@@ -28,10 +30,20 @@ pub(super) struct Progress {
     pub(super) stream: Stream,
     /// What it last said on this connection while the leader reconciled.
     pub(super) report: Option<Report>,
-    /// When it last answered; means something only while there is a stream.
+    /// When it last answered, or when the leader began to wait for it.
     last_heard: Instant64,
+    /// Whether there was a connection since then.
+    was_connected: bool,
+    /// When the newest beacon that it answered was sent.
+    pub(super) granted: u64,
     /// Everything of the leader's log up to here is on its disk.
     pub(super) flushed: Lsn,
+    /// Since when something that it was sent is not on its disk, or when it last flushed some of that.
+    flushes_since: Option<Instant64>,
+    /// Whether it last said that it has nothing but what is in the leader's log, on a table that is on its disk.
+    pub(super) sound: bool,
+    /// The stamp of the last copy of the table that it was sent: what it said before it got that means nothing.
+    copied: u64,
     /// Whether it was sent what follows the base of the log on the guess that it has that, and whether it has not.
     guess: Guess,
     /// Whether the log is being read for it.
@@ -62,10 +74,12 @@ pub(super) enum Stream {
         /// Whether it has to be told that what it has is the leader's, even if nothing is new.
         confirm: bool,
     },
-    /// What it says it has can't be.
+    /// It has what the leader has not.
     Diverged,
     /// What it needs is neither in memory nor in the log any more.
     NeedsCopy,
+    /// It is sent a copy of the table.
+    Copying,
     /// There is a connection to the node, but it has another disk than the member.
     OtherDisk,
 }
@@ -77,25 +91,52 @@ impl Progress {
             stream: Stream::Lost,
             report: None,
             last_heard: now,
+            was_connected: false,
+            granted: 0,
             flushed: Lsn(0),
+            flushes_since: None,
+            sound: false,
+            copied: 0,
             guess: Guess::None,
             reading: false,
             read: None,
         }
     }
 
+    /// Whether it was heard lately.
     pub(super) fn answers(&self, now: Instant64, options: &Options) -> bool {
-        matches!(self.stream, Stream::Open { .. }) && now.since(self.last_heard) < options.suspect_after
+        self.hears() && now.since(self.last_heard) < options.suspect_after
     }
 
-    /// There is a new connection, to whoever `member` is: asks what it has.
-    pub(super) fn handle_connected(&mut self, member: Member, committed: Lsn, out: &mut Actions) {
-        self.handle_lost();
-        if self.member == member {
-            self.ask(committed, out);
-        } else {
-            self.stream = Stream::OtherDisk;
+    /// Whether the leader had better go on without it. The leader itself was awake since `awake`; whoever was not connected
+    /// yet has until `patience`.
+    pub(super) fn is_gone(&self, now: Instant64, awake: Instant64, patience: Instant64, options: &Options) -> bool {
+        let since = |earlier: Instant64| now.since(earlier.max(awake));
+        match self.stream {
+            Stream::OtherDisk | Stream::Diverged | Stream::NeedsCopy | Stream::Copying => true,
+            Stream::Lost if self.was_connected => true,
+            _ => {
+                now >= patience && since(self.last_heard) >= options.suspect_after
+                    || self.flushes_since.is_some_and(|at| since(at) >= options.flush_within)
+            }
         }
+    }
+
+    /// When it last answered.
+    pub(super) fn last_heard(&self) -> Instant64 {
+        self.last_heard
+    }
+
+    /// Whether it is sent beacons.
+    pub(super) fn hears(&self) -> bool {
+        matches!(self.stream, Stream::Asked | Stream::Open { .. } | Stream::Copying)
+    }
+
+    /// There is a new connection, to whoever `member` is.
+    pub(super) fn handle_connected(&mut self, member: Member, disks: bool) {
+        self.handle_lost();
+        self.was_connected = true;
+        self.stream = if self.member == member || !disks { Stream::Asked } else { Stream::OtherDisk };
     }
 
     pub(super) fn handle_lost(&mut self) {
@@ -103,11 +144,8 @@ impl Progress {
         self.guess = Guess::None;
         self.report = None;
         self.read = None;
-    }
-
-    pub(super) fn ask(&mut self, committed: Lsn, out: &mut Actions) {
-        self.stream = Stream::Asked;
-        out.push(Action::Send { to: self.member.node, body: PeerBody::Beacon { committed } });
+        self.flushes_since = None;
+        self.sound = false;
     }
 
     /// It says what it has, while the leader does not know yet what its own log will be.
@@ -122,16 +160,22 @@ impl Progress {
         if !self.hear(now, report) {
             return;
         }
+        let ours = tail.position_at(report.prepared.lsn) == Some(report.prepared);
+        let after_copy = report.answers > self.copied;
+        self.sound = ours && report.basis == Basis::Table && after_copy;
         match &mut self.stream {
             // The first on a connection is believed even if it has less than before: it may have lost what was
             // acknowledged while it was in memory only.
             Stream::Asked => self.open(report, tail),
+            Stream::Open { .. } if report.basis == Basis::Nothing && !after_copy => {}
+            Stream::Open { .. } if report.basis == Basis::Nothing => self.stream = Stream::NeedsCopy,
             Stream::Open { next, .. } => {
-                let ours = tail.position_at(report.prepared.lsn) == Some(report.prepared);
                 if ours && report.flushed > self.flushed {
                     self.flushed = report.flushed;
                     // What it was sent on an earlier connection may arrive late: it is not sent again.
                     *next = (*next).max(report.flushed.next());
+                    let has_all = self.flushed.next() >= *next;
+                    self.flushes_since = (!has_all).then_some(now);
                 }
             }
             _ => {}
@@ -140,7 +184,7 @@ impl Progress {
 
     /// Whether it is to be heard.
     fn hear(&mut self, now: Instant64, report: Report) -> bool {
-        if !matches!(self.stream, Stream::Asked | Stream::Open { .. }) {
+        if !self.hears() {
             return false;
         }
         if report.flushed > report.prepared.lsn || report.applied > report.flushed {
@@ -148,6 +192,7 @@ impl Progress {
             return false;
         }
         self.last_heard = now;
+        self.granted = self.granted.max(report.answers);
         true
     }
 
@@ -157,11 +202,15 @@ impl Progress {
     /// in no log any more.
     pub(super) fn open(&mut self, report: Report, tail: &Tail) {
         let last = tail.last();
-        (self.report, self.read) = (None, None);
-        if tail.position_at(report.prepared.lsn) == Some(report.prepared) {
+        (self.report, self.read, self.flushes_since) = (None, None, None);
+        self.sound = false;
+        if report.basis == Basis::Nothing {
+            self.stream = Stream::NeedsCopy;
+        } else if tail.position_at(report.prepared.lsn) == Some(report.prepared) {
             let confirm = report.prepared.lsn > report.applied;
             self.stream = Stream::Open { next: report.prepared.lsn.next(), confirm };
             self.flushed = report.flushed;
+            self.sound = report.basis == Basis::Table && report.answers > self.copied;
         } else if report.prepared > last || report.applied >= last.lsn {
             self.stream = Stream::Diverged;
         } else {
@@ -203,6 +252,34 @@ impl Progress {
         }
     }
 
+    /// It is to be sent a copy of the table, decided on with this stamp.
+    pub(super) fn begin_copy(&mut self, stamp: u64) {
+        (self.stream, self.copied, self.sound) = (Stream::Copying, stamp, false);
+    }
+
+    /// What it has is to be asked again.
+    pub(super) fn ask_anew(&mut self) {
+        (self.stream, self.flushes_since) = (Stream::Asked, None);
+    }
+
+    /// Whether something that it was sent seems to have got lost.
+    pub(super) fn is_stuck(&self, now: Instant64, options: &Options) -> bool {
+        self.flushes_since.is_some_and(|at| now.since(at) >= options.flush_within)
+    }
+
+    /// A copy of the table up to `start` was sent.
+    pub(super) fn handle_copy_sent(&mut self, start: Lsn) {
+        if self.stream == Stream::Copying {
+            self.stream = Stream::Open { next: start.next(), confirm: false };
+        }
+    }
+
+    /// The record after which it has to be sent what is not in memory.
+    pub(super) fn needs_log_after(&self, base: Lsn) -> Option<Lsn> {
+        let Stream::Open { next, .. } = self.stream else { return None };
+        (next <= base).then(|| Lsn(next.0 - 1))
+    }
+
     /// The log was read.
     pub(super) fn handle_log_read(&mut self, previous: Position, records: Vec<Record>, tail: &Tail) {
         self.reading = false;
@@ -218,7 +295,13 @@ impl Progress {
     }
 
     /// The next Prepare, if there is something that it was not sent yet.
-    pub(super) fn poll_prepare(&mut self, committed: Lsn, tail: &Tail, limit: usize) -> Option<PeerBody> {
+    pub(super) fn poll_prepare(
+        &mut self,
+        now: Instant64,
+        committed: Lsn,
+        tail: &Tail,
+        limit: usize,
+    ) -> Option<PeerBody> {
         let Stream::Open { next, confirm } = &mut self.stream else { return None };
         let before = Lsn(next.0 - 1);
         let (previous, records) = if let Some(previous) = tail.position_at(before) {
@@ -235,6 +318,9 @@ impl Progress {
             return None;
         }
         *confirm = false;
+        if !records.is_empty() {
+            self.flushes_since.get_or_insert(now);
+        }
         *next = records.last().map_or(*next, |r| r.position.lsn.next());
         Some(PeerBody::Prepare { previous, committed, records })
     }

@@ -18,7 +18,7 @@
 //! # Invariants
 //! * What is restored is a prefix of what was written, without gap, up to the last entry that is intact; or the partition is
 //!   faulty and says why.
-//! * A checkpoint counts only if the log behind it reaches its end and the table has its digest there.
+//! * A checkpoint counts only if the log behind it reaches its end, and table and operations have its digests there.
 //! * Nothing is applied that was not committed as of the place where the log was read to.
 
 mod replay;
@@ -26,13 +26,14 @@ mod replay;
 mod tests;
 
 use crate::{
-    checkpoint,
+    checkpoint::Checkpoint,
     log::{
         SegmentId, StreamId,
         format::{self, BLOCK_BYTES, Content, FormatError, Found, Identity},
         index::Index,
         writer::Sealed,
     },
+    operations::Operations,
     table::Table,
 };
 use kv_proto::{ids::PartitionId, replication::Position};
@@ -45,6 +46,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Partition {
     /// Its table, as of `restored.applied`.
     pub table: Table,
+    /// Its operations, as of `restored.applied`.
+    pub operations: Operations,
     /// What its replica goes on with.
     pub restored: Restored,
     /// Records up to here are in a published checkpoint.
@@ -103,8 +106,8 @@ impl Recovery {
     }
 
     /// A published checkpoint was read: before any segment, or again for a partition of [`Recovery::awaiting_copies`].
-    pub fn take_checkpoint(&mut self, header: checkpoint::Header, table: Table, footer: checkpoint::Footer) {
-        self.partitions.entry(header.partition).or_default().take_checkpoint(header, table, footer);
+    pub fn take_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.partitions.entry(checkpoint.header.partition).or_default().take_checkpoint(checkpoint);
     }
 
     /// Partitions whose checkpoints have to be read again, since the log took back what was read before it.

@@ -2,13 +2,14 @@
 
 use super::Partition;
 use crate::{
-    checkpoint,
+    checkpoint::{self, Checkpoint},
     log::{
         SegmentId, StreamId,
         epochs::Epochs,
         format::{Content, Entry},
         index::Index,
     },
+    operations::Operations,
     table::{self, Table},
 };
 use kv_proto::{
@@ -25,6 +26,7 @@ pub(super) struct Replay {
     /// Where its last entry stood.
     pub(super) stream: Option<StreamId>,
     table: Table,
+    operations: Operations,
     /// Where its checkpoint starts.
     base: Position,
     /// The last record in the table.
@@ -77,7 +79,8 @@ impl Replay {
         self.awaited.is_some() && self.fault.is_none()
     }
 
-    pub(super) fn take_checkpoint(&mut self, header: checkpoint::Header, table: Table, footer: checkpoint::Footer) {
+    pub(super) fn take_checkpoint(&mut self, checkpoint: Checkpoint) {
+        let Checkpoint { header, table, operations, footer } = checkpoint;
         let checkpoint::Header { configuration, start, .. } = header;
         if let Some(Awaited { base, epoch }) = &self.awaited
             && (configuration.epoch < *epoch || start.lsn < base.lsn)
@@ -85,7 +88,7 @@ impl Replay {
             return; // it is older than the copy, and what it has may have been lost since
         }
         self.awaited = None;
-        self.table = table;
+        (self.table, self.operations) = (table, operations);
         (self.base, self.applied) = (start, start);
         if self.end.last_lsn() < start.lsn {
             self.end = Epochs::at(start);
@@ -256,21 +259,25 @@ impl Replay {
                 self.fault = Some(format!("its log has a record of an older epoch at LSN {lsn}"));
                 return;
             }
-            match Effect::decode(&record.payload).expect("effects are checked when an entry is read") {
+            let effect = Effect::decode(&record.payload).expect("effects are checked when an entry is read");
+            self.operations.apply(&record, &effect);
+            match effect {
                 Effect::Put { key, content_type, value, expires } => {
                     self.table.put_if_newer(key, table::Entry { lsn, expires, content_type, value });
                 }
                 Effect::Delete { key } => self.table.remove_if_older(lsn, key),
+                Effect::Outcome(_) | Effect::Nothing => {}
             }
             self.applied = record.position;
             self.check_proof();
         }
     }
 
-    /// At the end of its checkpoint the table has the digest that the checkpoint says.
+    /// At the end of its checkpoint table and operations have the digests that the checkpoint says.
     fn check_proof(&mut self) {
         if let Some(proof) = self.proof.take_if(|p| p.end <= self.applied.lsn)
-            && self.table.digest() != proof.digest
+            && (self.table.digest() != proof.digest
+                || proof.operations_digest.is_some_and(|digest| self.operations.digest() != digest))
         {
             self.fault = Some("its checkpoint and log do not make the table that they say".to_owned());
         }
@@ -315,7 +322,8 @@ impl Replay {
         let configuration = self.configuration;
         let Some(fault) = fault else {
             let restored = Restored { configuration, applied: self.applied, tail, ..Restored::default() };
-            return Partition { table: self.table, restored, released: self.base, index: self.index };
+            let (table, operations) = (self.table, self.operations);
+            return Partition { table, operations, restored, released: self.base, index: self.index };
         };
         let fault = Some(format!("{fault}; nothing was removed, and nothing of it is served"));
         // Nothing of it may be taken for what it was: neither its table nor how far that went.

@@ -1,9 +1,12 @@
 //! What is read back from logs that are written entry by entry.
 
 use super::*;
-use crate::log::{
-    StreamId,
-    format::{put_copy, put_cut, put_record, put_reset, put_state, seal_batch, segment_header},
+use crate::{
+    checkpoint::{Footer, Header},
+    log::{
+        StreamId,
+        format::{put_copy, put_cut, put_record, put_reset, put_state, seal_batch, segment_header},
+    },
 };
 use kv_proto::{
     cluster_map::Configuration,
@@ -136,9 +139,11 @@ fn read(checkpoint: Option<Checkpoint<'_>>, segments: &BTreeMap<SegmentId, Vec<u
     let take = |recovery: &mut Recovery| {
         if let Some((start, history, has, end, of)) = checkpoint {
             let configuration = configuration(start.epoch.0, history);
-            let header = checkpoint::Header { cluster: ClusterId(9), partition: PartitionId(0), configuration, start };
-            let footer = checkpoint::Footer { end: Lsn(end), entries: 0, digest: table(of).digest() };
-            recovery.take_checkpoint(header, table(has), footer);
+            let header = Header { cluster: ClusterId(9), partition: PartitionId(0), configuration, start };
+            let (digest, operations_digest) = (table(of).digest(), Some(0));
+            let footer = Footer { end: Lsn(end), entries: 0, digest, operations_digest };
+            let (table, operations) = (table(has), Operations::default());
+            recovery.take_checkpoint(crate::checkpoint::Checkpoint { header, table, operations, footer });
         }
     };
     take(&mut recovery);

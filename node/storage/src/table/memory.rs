@@ -8,7 +8,7 @@ const PAGE_BYTES: usize = 4096;
 ///
 /// mimalloc (`mi_bin` in its `page-queue.c`) has classes of one word of 8 bytes and of every two words up to 8 words;
 /// from there on four to a power of two.
-pub(super) fn allocated_bytes(bytes: usize) -> u64 {
+pub(crate) fn allocated_bytes(bytes: usize) -> u64 {
     let taken = match bytes {
         0 => 0,
         1..=8 => 8,

@@ -10,7 +10,7 @@
 //!   have the same digest, however they came by them.
 //! * No clock: entries that have expired are told to who asks with the time, and stay until they are removed.
 
-mod memory;
+pub(crate) mod memory;
 mod segments;
 mod stored;
 mod walk;

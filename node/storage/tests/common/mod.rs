@@ -8,7 +8,7 @@ pub(crate) mod random;
 
 use kv_proto::{
     cluster_map::Configuration,
-    effect::{Effect, Expiry},
+    effect::{Effect, Expiry, Unchanged},
     ids::{ClientId, ClusterId, DiskId, Epoch, HistoryId, Lsn, Member, NodeId, OperationId, PartitionId},
     replication::{Position, Record},
 };
@@ -20,6 +20,7 @@ use kv_storage::{
         index::Index,
         writer::StreamOptions,
     },
+    operations::Operations,
     recovery::{Recovered, Recovery, Scanned},
     table::{Table, Walk},
 };
@@ -52,6 +53,13 @@ pub(crate) fn delete(at: Position, key: &[u8]) -> Record {
     record(at, &Effect::Delete { key })
 }
 
+/// A record without a key.
+pub(crate) fn keyless(at: Position) -> Record {
+    let current = Lsn(at.lsn.0 / 3);
+    let effects = [Unchanged::Missing, Unchanged::ConditionFailed { current }].map(Effect::Outcome);
+    record(at, if at.lsn.0.is_multiple_of(5) { &Effect::Nothing } else { &effects[at.lsn.0 as usize % 3 % 2] })
+}
+
 fn record(position: Position, effect: &Effect<'_>) -> Record {
     let known_lsn = Lsn(position.lsn.0 / 2);
     let operation_id = OperationId { client: ClientId(9), sequence: position.lsn.0, known_lsn };
@@ -59,14 +67,35 @@ fn record(position: Position, effect: &Effect<'_>) -> Record {
     Record { position, operation_id, payload: effect.encode().into() }
 }
 
-pub(crate) fn apply(table: &mut Table, record: &Record) {
-    let lsn = record.position.lsn;
-    match Effect::decode(&record.payload).expect("an effect") {
-        Effect::Put { key, content_type, value, expires } => {
-            table.put(key, kv_storage::table::Entry { lsn, expires, content_type, value });
+/// What a partition has of the records that it has applied.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) table: Table,
+    pub(crate) operations: Operations,
+}
+
+impl State {
+    pub(crate) fn apply(&mut self, record: &Record) {
+        let lsn = record.position.lsn;
+        let effect = Effect::decode(&record.payload).expect("an effect");
+        self.operations.apply(record, &effect);
+        match effect {
+            Effect::Put { key, content_type, value, expires } => {
+                self.table.put(key, kv_storage::table::Entry { lsn, expires, content_type, value });
+            }
+            Effect::Delete { key } => self.table.remove(key),
+            Effect::Outcome(_) | Effect::Nothing => {}
         }
-        Effect::Delete { key } => table.remove(key),
     }
+
+    /// Equal states have equal digests.
+    pub(crate) fn digest(&self) -> u64 {
+        digest(&self.table, &self.operations)
+    }
+}
+
+pub(crate) fn digest(table: &Table, operations: &Operations) -> u64 {
+    table.digest().wrapping_add(operations.digest().rotate_left(1))
 }
 
 pub(crate) fn options(generation: u64, executor: u16, segment_bytes: u64) -> StreamOptions {
@@ -74,20 +103,24 @@ pub(crate) fn options(generation: u64, executor: u16, segment_bytes: u64) -> Str
     StreamOptions { cluster: CLUSTER, identity: identity(), stream, segment_bytes }
 }
 
-/// A whole checkpoint of a table that did not change meanwhile.
+/// A whole checkpoint of what did not change meanwhile.
 pub(crate) fn checkpoint_of(
     partition: PartitionId,
     configuration: &Configuration,
     start: Position,
-    table: &Table,
+    state: &State,
 ) -> Vec<u8> {
     let header = checkpoint::Header { cluster: CLUSTER, partition, configuration: configuration.clone(), start };
     let (mut encoder, mut out) = checkpoint::Encoder::new(identity(), &header);
-    let mut walk = Walk::new();
-    while !walk.next_chunk(table, 500, &mut |key, entry| encoder.push(key, entry)) {
+    let (mut walk, mut after) = (Walk::new(), Lsn(0));
+    while let Some((piece, next)) = encoder.take_operations(&state.operations, after, 500) {
+        out.extend(piece);
+        after = next;
+    }
+    while !walk.next_chunk(&state.table, 500, &mut |key, entry| encoder.push(key, entry)) {
         out.extend(encoder.take_chunk());
     }
-    out.extend(encoder.finish(start.lsn, table.digest()));
+    out.extend(encoder.finish(start.lsn, state.table.digest(), state.operations.digest()));
     out
 }
 
@@ -102,7 +135,7 @@ pub(crate) fn recover(
     let take = |recovery: &mut Recovery, partition: PartitionId| {
         let Some(bytes) = newest.get(&partition) else { return };
         match checkpoint::read(&mut &bytes[..], &identity()) {
-            Ok((header, table, footer)) => recovery.take_checkpoint(header, table, footer),
+            Ok(checkpoint) => recovery.take_checkpoint(checkpoint),
             Err(error) => recovery.refuse_checkpoint(partition, error.to_string()),
         }
     };

@@ -1,6 +1,6 @@
 //! What a partition should be, and whether what was read back is that.
 
-use super::{configuration, disk::Image, read_index};
+use super::{configuration, digest, disk::Image, read_index};
 use kv_proto::{
     cluster_map::Configuration,
     effect::Effect,
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub(crate) struct Log {
     /// Those that are not void, from LSN 1 on.
     pub(crate) records: Vec<Record>,
-    /// The digest of the table after so many records, as far as they are committed.
+    /// The digest of table and operations after so many records, as far as they are committed.
     pub(crate) digests: Vec<u64>,
     pub(crate) configuration: Option<Configuration>,
     /// A reset was written, and the table of another replica is not in place.
@@ -62,7 +62,7 @@ impl Log {
             return Err(format!("partition {id}: {:?} instead of {:?}", restored.configuration, self.configuration));
         }
         if self.installing && restored.fault.is_some() {
-            let nothing = found.table.keys() == 0 && restored.tail.is_empty();
+            let nothing = found.table.keys() == 0 && found.operations.count() == 0 && restored.tail.is_empty();
             return if nothing { Ok(()) } else { Err(format!("partition {id} is faulty and has something")) };
         }
         // A checkpoint that was there already can be the very table that is on its way.
@@ -77,8 +77,8 @@ impl Log {
             let tail = restored.tail.iter().map(|r| r.position).collect::<Vec<_>>();
             return Err(format!("partition {id}: {} and {tail:?}, instead of up to {}", restored.applied, self.last()));
         }
-        if found.table.digest() != self.digests[applied.0 as usize] {
-            return Err(format!("partition {id}: not the table of LSN {applied}"));
+        if digest(&found.table, &found.operations) != self.digests[applied.0 as usize] {
+            return Err(format!("partition {id}: not the table or the operations of LSN {applied}"));
         }
         Ok(())
     }
@@ -90,6 +90,7 @@ impl Log {
             let (key, value) = match Effect::decode(&record.payload).expect("an effect") {
                 Effect::Put { key, value, .. } => (key, Some((record.position.lsn, value.to_vec()))),
                 Effect::Delete { key } => (key, None),
+                Effect::Outcome(_) | Effect::Nothing => continue,
             };
             keys.insert(key.to_vec(), value);
         }

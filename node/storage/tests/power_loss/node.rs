@@ -2,8 +2,9 @@
 
 use crate::{
     common::{
-        self, configuration, delete,
+        self, State, configuration, delete,
         disk::{Disk, Image, Media, Segment, Shared},
+        keyless,
         model::Log,
         options, put,
         random::Random,
@@ -21,7 +22,6 @@ use kv_storage::{
         writer::{Flushed, WriteError, Writer},
     },
     recovery::Recovered,
-    table::Table,
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -62,7 +62,7 @@ pub(crate) struct Partition {
     /// With what is acknowledged.
     pub(crate) acked: Log,
     /// As of what is committed.
-    pub(crate) table: Table,
+    pub(crate) state: State,
     pub(crate) index: Index,
     pub(crate) released: Lsn,
     pub(crate) checkpointing: Option<Checkpointing>,
@@ -215,6 +215,9 @@ impl Node {
         let at = common::at(epoch, lsn);
         if self.random.one_in(3) {
             return delete(at, &key);
+        }
+        if self.random.one_in(8) {
+            return keyless(at);
         }
         let long = self.random.one_in(20);
         let mut value = vec![0; self.random.below(if long { 6000 } else { 300 }) as usize];
@@ -437,7 +440,7 @@ impl Partition {
             stream,
             next: log.clone(),
             acked: log,
-            table: found.table,
+            state: State { table: found.table, operations: found.operations },
             index: found.index,
             released: found.released.lsn,
             checkpointing: None,
@@ -448,9 +451,9 @@ impl Partition {
     pub(crate) fn commit(&mut self, to: Lsn) {
         for lsn in self.next.committed().0..to.0 {
             let record = &self.next.records[lsn as usize];
-            common::apply(&mut self.table, record);
-            self.next.digests.push(self.table.digest());
-            self.acked.digests.push(self.table.digest());
+            self.state.apply(record);
+            self.next.digests.push(self.state.digest());
+            self.acked.digests.push(self.state.digest());
         }
     }
 }

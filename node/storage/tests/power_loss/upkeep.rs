@@ -1,7 +1,7 @@
 //! How the log stays short, and how another replica's table is installed.
 
 use crate::{
-    common::{self, CLUSTER, configuration, disk::Disk, identity, model::Log},
+    common::{CLUSTER, State, configuration, disk::Disk, identity, model::Log},
     node::{Node, SEGMENT_BYTES},
 };
 use kv_proto::{
@@ -11,7 +11,7 @@ use kv_proto::{
 use kv_replication::replica::LogEntry;
 use kv_storage::{
     checkpoint::{Encoder, Header},
-    table::{Table, Walk},
+    table::Walk,
 };
 
 /// A log of more bytes is made shorter.
@@ -25,6 +25,8 @@ pub(crate) struct Checkpointing {
     encoder: Encoder,
     bytes: Vec<u8>,
     walk: Walk,
+    /// The operations up to here are in it.
+    after: Lsn,
 }
 
 /// A table of another replica on its way.
@@ -40,19 +42,24 @@ impl Checkpointing {
         let configuration = log.configuration.clone().expect("it takes part in something");
         let header = Header { cluster: CLUSTER, partition: id, configuration, start };
         let (encoder, bytes) = Encoder::new(identity(), &header);
-        Checkpointing { start, encoder, bytes, walk: Walk::new() }
+        Checkpointing { start, encoder, bytes, walk: Walk::new(), after: Lsn(0) }
     }
 
     /// Walks on; says whether the walk is done.
-    fn step(&mut self, table: &Table, max_bytes: usize) -> bool {
-        let done = self.walk.next_chunk(table, max_bytes, &mut |key, entry| self.encoder.push(key, entry));
+    fn step(&mut self, state: &State, max_bytes: usize) -> bool {
+        if let Some((piece, after)) = self.encoder.take_operations(&state.operations, self.after, max_bytes) {
+            self.bytes.extend(piece);
+            self.after = after;
+            return false;
+        }
+        let done = self.walk.next_chunk(&state.table, max_bytes, &mut |key, entry| self.encoder.push(key, entry));
         self.bytes.extend(self.encoder.take_chunk());
         done
     }
 
-    fn finish(self, end: Lsn, digest: u64) -> (Lsn, Vec<u8>) {
+    fn finish(self, end: Lsn, state: &State) -> (Lsn, Vec<u8>) {
         let mut bytes = self.bytes;
-        bytes.extend(self.encoder.finish(end, digest));
+        bytes.extend(self.encoder.finish(end, state.table.digest(), state.operations.digest()));
         (self.start.lsn, bytes)
     }
 }
@@ -72,12 +79,12 @@ impl Node {
                 Checkpointing::begin(id, &partition.acked, start)
             }
         };
-        if !checkpointing.step(&partition.table, max_bytes) {
+        if !checkpointing.step(&partition.state, max_bytes) {
             partition.checkpointing = Some(checkpointing);
             return Ok(());
         }
         // What is committed is on disk here, so the log is flushed to the end.
-        let (start, bytes) = checkpointing.finish(partition.next.committed(), partition.table.digest());
+        let (start, bytes) = checkpointing.finish(partition.next.committed(), &partition.state);
         self.publish(id, start, bytes)
     }
 
@@ -222,10 +229,10 @@ impl Node {
         let base = least + self.random.below(records.len() as u64 - least + 1);
         let behind = records.split_off(base as usize);
         let mut log = Log { configuration: Some(configuration(epoch, history)), installing: true, ..Log::default() };
-        let mut table = Table::default();
+        let mut state = State::default();
         for record in &records {
-            common::apply(&mut table, record);
-            log.digests.push(table.digest());
+            state.apply(record);
+            log.digests.push(state.digest());
         }
         log.records = records;
         if other {
@@ -234,7 +241,7 @@ impl Node {
         let partition = self.partitions.get_mut(&id).expect("a partition");
         let (base, configuration) = (log.position(Lsn(base)), log.configuration.clone().expect("it has one"));
         self.streams[partition.stream].gather.reset(id, &configuration, base);
-        (partition.next, partition.table, partition.checkpointing) = (log, table, None);
+        (partition.next, partition.state, partition.checkpointing) = (log, state, None);
         partition.index.void(Lsn(0));
         partition.install = Some(Install { base, behind, copy: None });
     }
@@ -263,7 +270,7 @@ impl Node {
             return self.audit_now();
         };
         partition.commit(partition.next.last());
-        if !copy.step(&partition.table, max_bytes) {
+        if !copy.step(&partition.state, max_bytes) {
             let few = install.behind.len().min(3);
             let records: Vec<Record> = install.behind.drain(..few).collect();
             partition.install = Some(install);
@@ -271,7 +278,7 @@ impl Node {
             return Ok(());
         }
         let copy = install.copy.take().expect("it was made");
-        let (start, bytes) = copy.finish(partition.next.committed(), partition.table.digest());
+        let (start, bytes) = copy.finish(partition.next.committed(), &partition.state);
         self.saw("installs");
         self.publish(id, start, bytes)
     }

@@ -46,6 +46,8 @@ struct Making {
     encoder: Option<Encoder>,
     bytes: Vec<u8>,
     walk: Walk,
+    /// The operations up to here are in it.
+    operations: Lsn,
     end: Lsn,
 }
 
@@ -98,17 +100,24 @@ impl Disk {
         let header = Header { cluster: CLUSTER, partition, configuration: configuration.clone(), start };
         let (encoder, bytes) = Encoder::new(self.identity, &header);
         let (configuration, encoder, walk, end) = (header.configuration, Some(encoder), Walk::new(), start.lsn);
-        process.upkeep.checkpoint = Some(Making { start, configuration, encoder, bytes, walk, end });
+        let operations = Lsn(0);
+        let making = Making { start, configuration, encoder, bytes, walk, operations, end };
+        process.upkeep.checkpoint = Some(making);
     }
 
     fn go_on_with_checkpoint(&mut self, needed_after: Option<Lsn>) {
         let process = self.process.as_mut().expect("it is running");
         let Some(making) = &mut process.upkeep.checkpoint else { return };
         if let Some(mut encoder) = making.encoder.take() {
+            if let Some((piece, after)) = encoder.take_operations(&process.operations, making.operations, SLICE_BYTES) {
+                making.bytes.extend(piece);
+                (making.operations, making.encoder) = (after, Some(encoder));
+                return;
+            }
             let push = &mut |key: &[u8], entry: kv_storage::table::Entry<'_>| encoder.push(key, entry);
             if making.walk.next_chunk(&process.table, SLICE_BYTES, push) {
                 making.end = process.applied.lsn;
-                making.bytes.extend(encoder.finish(making.end, process.table.digest()));
+                making.bytes.extend(encoder.finish(making.end, process.table.digest(), process.operations.digest()));
             } else {
                 making.bytes.extend(encoder.take_chunk());
                 making.encoder = Some(encoder);

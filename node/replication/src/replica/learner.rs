@@ -1,0 +1,115 @@
+//! The learner: a replica that is no member, and wants to be. It takes the leader's records as a follower does, and if what
+//! it has cannot be used, or the leader's log does not reach back to it, a copy of the leader's table.
+//!
+//! A copy is made slice by slice while the table changes. It holds everything up to its start, and some of what was
+//! written until its end: the log from the start on is applied to it, in order, and from the end on the table is whole. It counts
+//! when it is on disk.
+//!
+//! # Invariants
+//! * Only a learner gives up what it has, and only on the word of the leader of its epoch.
+//! * A reset is in the log before anything that follows the copy's start.
+
+use super::{Action, Actions, Replica, Role};
+use kv_proto::{
+    ids::Lsn,
+    replication::{Basis, Position},
+};
+
+/// A copy of the leader's table on its way here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copy {
+    /// Parts are missing, this one first.
+    Loading(u32),
+    /// All of it is in the table, and the table not on disk yet.
+    Loaded,
+}
+
+impl Replica {
+    /// Whether it takes part without being a member.
+    pub(super) fn is_learner(&self) -> bool {
+        matches!(self.role, Role::Follower(_)) && !self.configuration.is_member(self.me)
+    }
+
+    /// What the log here stands on.
+    pub(super) fn basis(&self) -> Basis {
+        match self.copy {
+            _ if self.has_nothing() => Basis::Nothing,
+            Some(_) => Basis::Copy,
+            None => Basis::Table,
+        }
+    }
+
+    /// Whether what is here cannot be used.
+    pub(super) fn has_nothing(&self) -> bool {
+        self.fault.is_some() || self.history.is_some_and(|history| history != self.configuration.history)
+    }
+
+    /// A copy begins, unless it comes late, when the leader may count on what is here again: see what it answered since.
+    pub(super) fn handle_copy_begin(&mut self, start: Position, sent: u64, out: &mut Actions) {
+        let learner = self.is_learner();
+        let Role::Follower(follower) = &mut self.role else { return };
+        if !learner || start.epoch > self.configuration.epoch || !follower.begin_anew(start.lsn, sent) {
+            return;
+        }
+        (self.fault, self.copy, self.committed) = (None, Some(Copy::Loading(0)), start.lsn);
+        (self.history, self.incomplete) = (Some(self.configuration.history), false);
+        out.push(Action::ResetTable);
+        self.log.reset(self.configuration.clone(), start, out);
+    }
+
+    pub(super) fn handle_copy_part(&mut self, number: u32, bytes: Vec<u8>, out: &mut Actions) {
+        match &mut self.copy {
+            Some(Copy::Loading(next)) if *next == number => {
+                *next += 1;
+                out.push(Action::LoadTable { bytes });
+            }
+            Some(Copy::Loading(next)) if number < *next => {}
+            _ => self.give_up_copy(),
+        }
+    }
+
+    pub(super) fn handle_copy_end(&mut self, parts: u32, end: Lsn, digest: u64, out: &mut Actions) {
+        if self.copy == Some(Copy::Loading(parts)) {
+            self.copy = Some(Copy::Loaded);
+            out.push(Action::KeepTable { end, digest });
+        } else {
+            self.give_up_copy();
+        }
+    }
+
+    /// The table that was loaded is on disk.
+    pub(super) fn handle_copy_kept(&mut self, out: &mut Actions) {
+        if self.copy == Some(Copy::Loaded) {
+            self.copy = None;
+            self.send_report(out);
+        }
+    }
+
+    /// A copy that was on its way will not be completed.
+    pub(super) fn give_up_copy(&mut self) {
+        if let Some(Copy::Loading(_)) = self.copy {
+            self.copy = None;
+            self.fault = Some("its copy of the table was not completed".to_owned());
+        }
+    }
+
+    /// What a learner waits for, in a sentence.
+    pub(super) fn learning(&self) -> Option<String> {
+        let Role::Follower(follower) = &self.role else { return None };
+        let leader = self.configuration.leader.node;
+        let missing = follower.leader_committed.0.saturating_sub(self.log.flushed().0);
+        Some(match self.copy {
+            _ if self.fault.is_some() => {
+                let fault = self.fault.as_deref().unwrap_or_default();
+                format!("needs a copy of the table of leader {leader}: {fault}")
+            }
+            _ if self.has_nothing() => {
+                format!("needs a copy of the table of leader {leader}: its data are of another history")
+            }
+            Some(Copy::Loading(_)) => format!("receives a copy of the table of leader {leader}"),
+            Some(Copy::Loaded) => format!("received a copy of the table of leader {leader}, and brings it to disk"),
+            None if missing > 0 => format!("catches up with leader {leader}: {missing} records are missing"),
+            None => format!("waits to be added by leader {leader}"),
+        })
+    }
+}
