@@ -1,8 +1,5 @@
-//! Clients, and what they saw: each does one thing after the other, asks whom it takes for the leader, tries again as long as it
-//! is certain that nothing has happened, and gives up at its deadline.
-//!
-//! What became of a write whose answer is unknown stays so: its client goes on to another. Tried again with the same number it
-//! could apply twice as long as nobody looks for what was applied before; `Attempt::is_certain` is the place to change that.
+//! Clients, and what they saw: each does one thing after the other, asks whom it takes for the leader, tries again whatever the
+//! answer was, and gives up at its deadline. A write has an operation id, so that it applies once however often it is tried.
 
 use crate::{
     checks::{Checks, Verdict},
@@ -18,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How long a client tries.
 const DEADLINE: Time = 2_000 * MS;
+/// How long it waits for an answer before it tries again.
+const PATIENCE: Time = 600 * MS;
 
 /// What a client wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +35,8 @@ pub(crate) struct Request {
     attempt: u64,
     partition: usize,
     what: Wanted,
+    /// No earlier attempt can have happened, or happen yet.
+    is_certain: bool,
 }
 
 /// Who waits at a node for an answer of its replica.
@@ -72,8 +73,8 @@ struct Attempt {
     partition: usize,
     what: Wanted,
     called: Time,
-    /// The number of the attempt that is under way.
-    under_way: Option<u64>,
+    /// The number of the attempt that is under way, and when it began.
+    under_way: Option<(u64, Time)>,
     /// Nothing that was tried so far can have happened, or happen yet.
     is_certain: bool,
 }
@@ -170,7 +171,7 @@ impl World {
             return Ok(());
         };
         if now < attempt.called + DEADLINE {
-            if attempt.under_way.is_none() {
+            if attempt.under_way.is_none_or(|(_, since)| now >= since + PATIENCE) {
                 self.try_once(at);
             }
             return Ok(());
@@ -218,9 +219,12 @@ impl World {
     fn try_once(&mut self, client: usize) {
         self.clients.attempts += 1;
         let number = self.clients.attempts;
+        let now = self.queue.now;
         let Some(attempt) = &mut self.clients.clients[client].current else { return };
-        attempt.under_way = Some(number);
-        let (partition, what) = (attempt.partition, attempt.what);
+        attempt.is_certain &= attempt.under_way.is_none();
+        attempt.under_way = Some((number, now));
+        let (partition, what, is_certain) = (attempt.partition, attempt.what, attempt.is_certain);
+        self.queue.push(now + PATIENCE, Happening::Client { client });
         let by_map = self.controller.configuration(partition).map(|c| c.leader.node);
         let believes = |at: &usize| {
             self.nodes[*at].parts[partition].replica.as_ref().is_some_and(|r| r.role() == Role::Leader)
@@ -231,7 +235,7 @@ impl World {
             _ if others.is_empty() => self.random.below(self.nodes.len() as u64) as usize,
             _ => others[self.random.below(others.len() as u64) as usize],
         };
-        let request = Request { client, attempt: number, partition, what };
+        let request = Request { client, attempt: number, partition, what, is_certain };
         if let Some(at) = self.to_client() {
             self.queue.push(at, Happening::Request { node, request });
         }
@@ -274,10 +278,22 @@ impl World {
                 }
             },
             Wanted::Write(number) => {
-                let waiting = Waiting { lsn: replica.prepared().lsn.next(), ..waiting };
-                self.part_mut(place).waiting.insert(token.0, waiting);
-                self.checks[place.partition].try_again(number);
+                if replica.check_read(now).is_err() {
+                    self.answer(waiting, Answer::Refused);
+                    return Ok(());
+                }
                 let (payload, operation_id) = write_of(number);
+                let disk = &self.part(place).disk;
+                let process = disk.process.as_ref().expect("it is running");
+                let pending = disk.live.from(process.applied.lsn.next());
+                let done = operation_id.and_then(|id| process.recall(pending, &id));
+                let waiting = Waiting { lsn: done.unwrap_or(replica.prepared().lsn.next()), ..waiting };
+                self.part_mut(place).waiting.insert(token.0, waiting);
+                if done.is_some() {
+                    self.coverage.note("recalled writes", 1);
+                    return self.give(place, Event::ClientBarrier { token });
+                }
+                self.checks[place.partition].try_again(number);
                 self.give(place, Event::ClientWrite { payload, operation_id, token })
             }
         }
@@ -299,7 +315,9 @@ impl World {
                 self.answer_read_of(place, waiting);
             }
             (Outcome::Refused(_), what) => {
-                if let Wanted::Write(number) = what {
+                if let Wanted::Write(number) = what
+                    && waiting.request.is_certain
+                {
                     self.checks[place.partition].refuse(number);
                 }
                 self.answer(waiting, Answer::Refused);
@@ -320,9 +338,11 @@ impl World {
     pub(crate) fn handle_answer(&mut self, at: usize, number: u64, answer: Answer) -> Verdict {
         let now = self.queue.now;
         let client = &mut self.clients.clients[at];
-        let Some(attempt) = client.current.as_mut().filter(|a| a.under_way == Some(number)) else { return Ok(()) };
+        let is_it = |a: &&mut Attempt| a.under_way.is_some_and(|(under_way, _)| under_way == number);
+        let Some(attempt) = client.current.as_mut().filter(is_it) else { return Ok(()) };
         attempt.under_way = None;
-        let (partition, called) = (attempt.partition, attempt.called);
+        attempt.is_certain &= !matches!(answer, Answer::Unknown);
+        let partition = attempt.partition;
         match (answer, attempt.what) {
             (Answer::Written(lsn), Wanted::Write(number)) => {
                 let key = key_of(number).0;
@@ -331,11 +351,6 @@ impl World {
             (Answer::Read(found), Wanted::Read(key)) => {
                 let (value, version) = (found.map(|f| f.0), found.map(|f| f.1));
                 self.finish(at, (partition, key), Seen::Read(value), version);
-            }
-            (Answer::Unknown, Wanted::Write(number)) => {
-                client.current = None;
-                self.leave_unknown(partition, number, called);
-                self.rest(at);
             }
             (Answer::Refused | Answer::Unknown, _) => {
                 self.coverage.note("refusals", 1);

@@ -72,10 +72,6 @@ fn is_leaders(body: &PeerBody) -> bool {
     !matches!(body, PeerBody::Report { .. } | PeerBody::Gap { .. } | PeerBody::Tail { .. })
 }
 
-fn is_of_copy(body: &PeerBody) -> bool {
-    matches!(body, PeerBody::CopyBegin { .. } | PeerBody::CopyPart { .. } | PeerBody::CopyEnd { .. })
-}
-
 impl World {
     /// The connection that a replica made to a node.
     pub(crate) fn connection(&self, place: Place, to: NodeId) -> Option<u64> {
@@ -111,8 +107,7 @@ impl World {
         let Some(c) = self.network.connections.get(&connection) else { return };
         let (from, to) = if to_follower { (c.from, c.to) } else { (c.to, c.from) };
         let blocked = self.network.blocked_until(from, to);
-        // A copy has nothing that would tell that a part of it is missing, but for the digest at its end.
-        let single = self.plan.datagrams && !self.healing && !is_of_copy(&letter.1);
+        let single = self.plan.datagrams && !self.healing;
         if single && self.random.one_in(24) {
             return;
         }

@@ -253,7 +253,7 @@ impl World {
         if disk.faulty {
             self.coverage.note("faulty logs", 1);
         } else {
-            let digest = disk.process.as_ref().expect("it was opened").table.digest();
+            let digest = disk.process.as_ref().expect("it was opened").digest();
             let (epoch, applied) = (disk.durable.epoch(), restored.applied);
             self.checks[place.partition].restore(place.node, epoch, applied, digest)?;
         }

@@ -103,7 +103,7 @@ pub(crate) struct Coverage(BTreeMap<&'static str, u64>);
 
 impl Coverage {
     /// What some run out of many has to reach.
-    pub(crate) const EXPECTED: [&'static str; 36] = [
+    pub(crate) const EXPECTED: [&'static str; 37] = [
         "acknowledged writes",
         "added learners",
         "barriers",
@@ -131,6 +131,7 @@ impl Coverage {
         "losses of memory",
         "pauses",
         "reads of logs",
+        "recalled writes",
         "records copied forward",
         "refusals",
         "reopened",

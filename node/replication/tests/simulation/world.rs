@@ -229,7 +229,7 @@ impl World {
                     self.queue.push(self.queue.now + takes, Happening::Read { place, life, to, after });
                 }
                 Action::Resign { to, epoch } => self.send(place, to, (epoch, PeerBody::Resign))?,
-                Action::SendCopy { to } => self.begin_copy(place, to)?,
+                Action::SendCopy { to, sent } => self.begin_copy(place, to, sent)?,
                 Action::ResetTable => self.part_mut(place).disk.reset_table(),
                 Action::LoadTable { bytes } => self.part_mut(place).disk.load(&bytes),
                 Action::KeepTable { end, digest } => self.part_mut(place).disk.keep_table(end, digest)?,

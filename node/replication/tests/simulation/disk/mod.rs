@@ -15,7 +15,7 @@ use expected::Log;
 use incoming::Incoming;
 use kv_proto::{
     cluster_map::Configuration,
-    ids::{ClusterId, Lsn, Member, PartitionId},
+    ids::{ClusterId, Lsn, Member, OperationId, PartitionId},
     replication::{Position, Record},
 };
 use kv_replication::replica::{LogEntry, Restored};
@@ -30,6 +30,7 @@ use kv_storage::{
         index::Place,
         writer::{Flushed, StreamOptions, WriteError, Writer},
     },
+    operations::{Done, Known, Operations},
     recovery::{self, Recovery, Scanned},
     table::Table,
 };
@@ -37,7 +38,7 @@ use media::{Fate, Files, Media, Shared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use upkeep::Upkeep;
 
-const CLUSTER: ClusterId = ClusterId(5);
+pub(crate) const CLUSTER: ClusterId = ClusterId(5);
 /// Bytes of entries in one batch: it fits into a segment behind its header and its states.
 const MAX_BATCH_BYTES: usize = 3 * BLOCK_BYTES;
 /// Batches that are read at a time for who needs old records.
@@ -93,6 +94,7 @@ pub(crate) struct Process {
     told: u64,
     catalog: Catalog,
     pub(crate) table: Table,
+    pub(crate) operations: Operations,
     pub(crate) applied: Position,
     /// A copy of another replica's table that is not on disk yet.
     incoming: Option<Incoming>,
@@ -100,6 +102,24 @@ pub(crate) struct Process {
     sent: u64,
     flushed: u64,
     upkeep: Upkeep,
+}
+
+impl Process {
+    /// Equal where the same was applied.
+    pub(crate) fn digest(&self) -> u64 {
+        self.table.digest().wrapping_add(self.operations.digest().rotate_left(1))
+    }
+
+    /// Where the write with this operation id stands, if there is one: committed, or pending in this log.
+    pub(crate) fn recall(&self, pending: &[Record], id: &OperationId) -> Option<Lsn> {
+        let same = |record: &&Record| record.operation_id.is_some_and(|there| there == *id);
+        match (pending.iter().find(same), self.operations.find(id)) {
+            (Some(record), _) => Some(record.position.lsn),
+            (None, Known::Done(Done::Written(lsn))) => Some(lsn),
+            (None, Known::New) => None,
+            (None, other) => panic!("no write of the simulation: {other:?}"),
+        }
+    }
 }
 
 /// The log of a partition on a node, and its checkpoints.
@@ -178,7 +198,7 @@ impl Disk {
             Ok(found) => found,
             Err(why) => return Ok(Err(why)),
         };
-        let recovery::Partition { table, mut restored, released, index } = found;
+        let recovery::Partition { table, operations, mut restored, released, index } = found;
         restored.incomplete = !std::mem::take(&mut self.clean) && restored.configuration.is_some();
         let last = restored.last();
         let mut catalog = Catalog::default();
@@ -206,6 +226,7 @@ impl Disk {
             told: 0,
             catalog,
             table,
+            operations,
             applied: restored.applied,
             incoming: None,
             sent: 0,
@@ -222,7 +243,7 @@ impl Disk {
         let take_checkpoint = |recovery: &mut Recovery| {
             let Some((start, bytes)) = files.checkpoints.last_key_value() else { return };
             match checkpoint::read(&mut &bytes[..], &self.identity) {
-                Ok((header, table, footer)) => recovery.take_checkpoint(header, table, footer),
+                Ok(checkpoint) => recovery.take_checkpoint(checkpoint),
                 Err(error) => {
                     recovery.refuse_checkpoint(self.partition, format!("its checkpoint from {start}: {error}"));
                 }
