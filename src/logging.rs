@@ -14,12 +14,16 @@ use tracing_subscriber::{
 
 /// Starts logging; a filter that makes no sense is told and `info` taken instead.
 pub(crate) fn start(filter: &str, process: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|e| {
+    let mut parsed = EnvFilter::try_new(filter).unwrap_or_else(|e| {
         eprintln!("{process}: the log filter {filter:?} makes no sense ({e}); logging at `info`");
         EnvFilter::new("info")
     });
+    // It tells each of its steps at `info`; what a person wants to know of them, the controller tells.
+    if !filter.contains("openraft") {
+        parsed = parsed.add_directive("openraft=off".parse().expect("a directive"));
+    }
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(parsed)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .event_format(Named { process: process.to_owned(), line: Format::default() })

@@ -42,9 +42,15 @@ pub struct NodeOptions {
     #[arg(long, env = "KV_ADVERTISE", value_name = "HOST:PORT")]
     pub advertise: Option<String>,
 
-    /// Address of the controller (the router's --controller-listen).
-    #[arg(long, env = "KV_CONTROLLER", default_value = "127.0.0.1:5100")]
-    pub controller: String,
+    /// Addresses of the controllers (the routers' --controller-listen), separated by commas; any one that answers will do.
+    #[arg(
+        long,
+        env = "KV_CONTROLLER",
+        default_value = "127.0.0.1:5100",
+        value_name = "HOST:PORT,…",
+        value_delimiter = ','
+    )]
+    pub controller: Vec<String>,
 
     /// How many executors (threads, each with its own partitions) the node runs.
     #[arg(long, env = "KV_CORES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -173,7 +179,8 @@ pub(crate) struct Settings {
     pub(crate) prefers_to_lead: bool,
     /// Where others reach the node.
     pub(crate) advertised: String,
-    pub(crate) controller: String,
+    /// Where the controllers are; at least one.
+    pub(crate) controllers: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) max_connections: usize,
     /// From here on no more values are taken.
@@ -221,12 +228,15 @@ impl NodeOptions {
         if self.max_connections == 0 {
             return Err("--max-connections must be at least 1".to_owned());
         }
+        if self.controller.is_empty() {
+            return Err("--controller must name a controller".to_owned());
+        }
         let limits = Limits { max_value_bytes: self.max_value_bytes };
         Ok(Settings {
             shard: ShardId(self.shard),
             prefers_to_lead: self.role == PreferredRole::Leader,
             advertised: self.advertise.clone().unwrap_or_else(|| bound.to_string()),
-            controller: self.controller.clone(),
+            controllers: self.controller.clone(),
             limits,
             max_connections: self.max_connections,
             max_memory_bytes: self.max_memory.map(|max| max.0),

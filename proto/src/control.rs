@@ -5,6 +5,7 @@ use crate::{
     ids::{ClusterId, Epoch, HistoryId, Member, PartitionId},
 };
 use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 
 /// Node to controller.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -43,9 +44,10 @@ pub enum FromController {
 
 /// A change of one partition's configuration: carried out only if the partition is in `epoch`, which makes it a
 /// compare-and-set. Sent again after it was carried out, it is found to be carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct Proposal {
     /// Identifies the proposal over all its attempts.
+    #[serde(with = "crate::ids::hex")]
     pub id: u128,
     /// Whose configuration.
     pub partition: PartitionId,
@@ -56,7 +58,7 @@ pub struct Proposal {
 }
 
 /// What to do to a configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub enum Change {
     /// Controller: the first configuration, the only one that admits empty disks.
     Create {

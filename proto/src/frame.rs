@@ -53,11 +53,13 @@ pub enum Kind {
     ToController = 7,
     /// [`crate::control::FromController`]
     FromController = 8,
+    /// What controllers ask each other, and the answers: JSON, whose types are the controllers' own business.
+    Consensus = 9,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refusal,
@@ -66,6 +68,7 @@ impl Kind {
         Kind::Replication,
         Kind::ToController,
         Kind::FromController,
+        Kind::Consensus,
     ];
 
     fn from_byte(byte: u8) -> Option<Kind> {

@@ -38,6 +38,8 @@ pub enum Caller {
     },
     /// A node that calls the controller.
     Node,
+    /// A controller that calls another one of its cluster. Answered with the called controller's own id as the disk.
+    Controller,
 }
 
 /// The answer to an accepted hello.

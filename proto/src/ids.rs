@@ -113,6 +113,28 @@ random_id! {
     ClientId
 }
 
+/// 128-bit numbers in JSON, where numbers of that size are lost on most readers: as 32 hexadecimal digits.
+pub mod hex {
+    use super::ClientId;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    /// Writes the digits.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(number: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+        ClientId(*number).serialize(serializer)
+    }
+
+    /// Reads the digits.
+    ///
+    /// # Errors
+    /// When it is anything else.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
+        ClientId::deserialize(deserializer).map(|id| id.0)
+    }
+}
+
 impl Lsn {
     /// The position after this one.
     #[must_use]

@@ -3,7 +3,9 @@
 //! ```text
 //!            HTTP ──► http/ ──► kv-client ──► nodes
 //!                                 ▲ maps
-//! nodes, by the binary protocol ──► controller/ ──► DATA_DIR/cluster-map.json
+//! nodes, by the binary protocol ──► controller/ ──► DATA_DIR/controller.redb
+//!                                 ▲ Raft
+//!                          other routers' controllers
 //! ```
 //!
 //! The two halves share a process and one thing: what the controller publishes, the client follows. Requests never wait
@@ -24,13 +26,11 @@ mod process;
 pub use http::fuzzing;
 pub use options::RouterOptions;
 
-use controller::{
-    config_store::{ConfigStore, OpenError},
-    server as nodes,
-};
+use controller::{config_store::ConfigStore, error::OpenError, server as nodes};
 use http::{Api, server as api};
 use kv_client::Client;
 use kv_proto::limits::Limits;
+use kv_replication::cluster::Command;
 use std::{
     future::Future,
     io::{self, Write as _},
@@ -52,6 +52,9 @@ pub enum Error {
     /// The cluster map cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Options that cannot go together.
+    #[error("{0}")]
+    Options(String),
     /// An address is not free, or not one of this machine.
     #[error("cannot listen at {address} for {what} (is the port in use? choose another by {flag})")]
     Listen {
@@ -113,18 +116,16 @@ pub struct Router {
 }
 
 impl Router {
-    /// Opens the data and listens.
+    /// Listens and opens the data.
     ///
     /// # Errors
     /// When the data cannot be used or an address is not free.
     pub async fn start(options: RouterOptions) -> Result<Router, Error> {
-        let (dir, shape) = (options.data_dir.clone(), options.shape());
-        let opened = tokio::task::spawn_blocking(move || ConfigStore::open(&dir, shape)).await;
-        let store =
-            opened.map_err(|e| Error::System { what: "open the cluster map", source: io::Error::other(e) })??;
+        let consensus = options.consensus().map_err(Error::Options)?;
         let (http_listener, http) = listen(options.http, "the HTTP API", "--http")?;
         let (controller_listener, controller) =
             listen(options.controller_listen, "the controller", "--controller-listen")?;
+        let store = ConfigStore::open(&options.data_dir, options.shape(), &consensus).await?;
         Ok(Router { http, controller, options, store, http_listener, controller_listener })
     }
 
@@ -136,7 +137,11 @@ impl Router {
         let options = self.options;
         let limits = Limits { max_value_bytes: options.max_value_bytes };
         let deadline = Duration::from_millis(u64::from(options.deadline_ms));
-        let client = Client::builder().map(self.store.get().map.clone()).deadline(deadline).build()?;
+        let mut client = Client::builder().deadline(deadline);
+        if self.store.cluster().is_some() {
+            client = client.map(self.store.get().map.clone());
+        }
+        let client = client.build()?;
 
         let (stop, stopping) = watch::channel(false);
         let api = Api::new(options.id, client.clone(), self.store.clone(), limits, !options.no_get_delete);
@@ -146,6 +151,7 @@ impl Router {
         let settings = nodes::Settings::new(options.id, limits);
         servers.spawn(nodes::serve(self.controller_listener, self.store.clone(), settings, stopping));
         let following = tokio::spawn(follow(self.store.clone(), client));
+        let disregarding = options.new_cluster.then(|| tokio::spawn(disregard_strangers(self.store.clone())));
 
         let result = tokio::select! {
             asked = asked_to_stop => asked.map_err(|source| Error::System { what: "wait for signals", source }),
@@ -158,6 +164,10 @@ impl Router {
             }
         }
         following.abort();
+        if let Some(disregarding) = disregarding {
+            disregarding.abort();
+        }
+        self.store.stop().await;
         result
     }
 }
@@ -174,12 +184,22 @@ fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result
     listen().map_err(|source| Error::Listen { address, what, flag, source })
 }
 
+/// Tells the controllers that data of other clusters are to be disregarded, until they have heard it.
+async fn disregard_strangers(store: ConfigStore) {
+    while let Err(error) = store.cas(Command::DisregardStrangers).await {
+        tracing::warn!(%error, "--new-cluster is not carried out yet");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Has the client know what the controller publishes.
 async fn follow(store: ConfigStore, client: Client) {
     let mut maps = store.watch();
     maps.mark_changed();
     while maps.changed().await.is_ok() {
         let map = maps.borrow_and_update().map.clone();
-        client.update_map(map);
+        if store.cluster().is_some() {
+            client.update_map(map);
+        }
     }
 }

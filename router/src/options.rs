@@ -1,5 +1,6 @@
 //! What a router is told when it starts. Every flag is also an environment variable.
 
+use crate::controller::config_store::Consensus;
 use clap::builder::FalseyValueParser;
 use kv_proto::{
     cluster_map::AckMode,
@@ -25,6 +26,23 @@ pub struct RouterOptions {
     #[arg(long, env = "KV_CONTROLLER_LISTEN", default_value = "127.0.0.1:5100", value_name = "HOST:PORT")]
     pub controller_listen: SocketAddr,
 
+    /// The --controller-listen addresses of all controllers of the cluster, this one's among them, separated by commas; the
+    /// same list at each. An odd number, mostly three: the cluster map can change as long as a majority of them runs.
+    /// Without it, this is the only one
+    #[arg(long, env = "KV_CONTROLLER_PEERS", value_name = "HOST:PORT,…", value_delimiter = ',')]
+    pub controller_peers: Vec<String>,
+
+    /// How often the leading controller tells the others that it is there, in milliseconds
+    #[arg(long, env = "KV_CONTROLLER_HEARTBEAT_MS", default_value_t = 250, value_name = "MS",
+          value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    pub controller_heartbeat_ms: u64,
+
+    /// After how long of silence another controller wants to lead, in milliseconds: this to twice as long. At least four times
+    /// --controller-heartbeat-ms
+    #[arg(long, env = "KV_CONTROLLER_ELECTION_MS", default_value_t = 1000, value_name = "MS",
+          value_parser = clap::value_parser!(u64).range(40..=100_000))]
+    pub controller_election_ms: u64,
+
     /// Folder of the cluster map; made if it is missing, and locked while the router runs
     #[arg(long, env = "KV_DATA_DIR", default_value = "./kv-data/router", value_name = "DIR")]
     pub data_dir: PathBuf,
@@ -46,6 +64,11 @@ pub struct RouterOptions {
     /// losing all of them at once can cost what was acknowledged last. Fixed when the cluster is made
     #[arg(long, env = "KV_ACK", default_value_t = AckMode::Durable, value_name = "durable|replicated")]
     pub ack: AckMode,
+
+    /// Create partitions although nodes have come that hold data of another cluster: those data are given up as far as this
+    /// cluster is concerned. Without it, a controller that has lost its data folder begins nothing new beside them
+    #[arg(long, env = "KV_NEW_CLUSTER", value_parser = FalseyValueParser::new(), num_args = 0, action = clap::ArgAction::SetTrue)]
+    pub new_cluster: bool,
 
     /// How long a request may take before it is answered by an error, in milliseconds
     #[arg(long, env = "KV_DEADLINE_MS", default_value_t = 2000, value_name = "MS",
@@ -72,6 +95,23 @@ impl RouterOptions {
     #[must_use]
     pub fn shape(&self) -> Shape {
         Shape { shards: self.shards, replicas: self.replicas, partitions: self.partitions, ack: self.ack }
+    }
+
+    /// How the controllers agree.
+    ///
+    /// # Errors
+    /// When the options cannot go together; a sentence that says what to change.
+    pub fn consensus(&self) -> Result<Consensus, String> {
+        let (heartbeat_ms, election_ms) = (self.controller_heartbeat_ms, self.controller_election_ms);
+        if election_ms < 4 * heartbeat_ms {
+            return Err(format!(
+                "--controller-election-ms {election_ms} is less than four times --controller-heartbeat-ms {heartbeat_ms}, so \
+                 that one late heartbeat could begin an election: raise the one or lower the other"
+            ));
+        }
+        // One that lists only itself is an only one.
+        let peers = if self.controller_peers.len() < 2 { Vec::new() } else { self.controller_peers.clone() };
+        Ok(Consensus { peers, heartbeat_ms, election_ms })
     }
 }
 

@@ -5,7 +5,7 @@
 //! | `lock` | locked by the running supervisor, whose process id it holds |
 //! | `local.json` | the shape of the cluster that the data belong to |
 //! | `cluster.json` | the running processes; there only while they run |
-//! | `router/` | the router's own directory, with the cluster map |
+//! | `router/`, `router2/`, … | the routers' own directories, with the cluster map |
 //! | `nodes/ID/` | a node's own directory, with its log |
 
 use super::{
@@ -20,6 +20,9 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
 };
+
+/// The files in a router's directory that the cluster map is kept in, and was by earlier versions.
+const MAPS: [&str; 2] = ["controller.redb", "cluster-map.json"];
 
 /// A data directory that nobody else uses; unlocked when it is dropped, or when the process ends.
 #[derive(Debug)]
@@ -54,33 +57,37 @@ impl DataDir {
     }
 
     /// Makes the directory ready for the cluster of this shape: remembers it. Where no node has kept anything, the
-    /// cluster starts empty, and a cluster map, whose members are no members without their data, is moved away.
-    pub(super) fn begin(&self, options: &Options) -> anyhow::Result<()> {
+    /// cluster starts empty, and the cluster map of the routers, whose members are no members without their data, is
+    /// moved away.
+    pub(super) fn begin<'a>(&self, options: &Options, routers: impl Iterator<Item = &'a str>) -> anyhow::Result<()> {
         self.write("local.json", &Shape::of(options).text())?;
         self.forget_manifest()?;
-        let (router, nodes) = (self.router(), self.nodes());
-        for dir in [&router, &nodes] {
-            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        }
+        let nodes = self.nodes();
+        fs::create_dir_all(&nodes).with_context(|| format!("cannot make {}", nodes.display()))?;
         if !is_vacant(&nodes).with_context(|| format!("cannot look into {}", nodes.display()))? {
             return Ok(());
         }
-        let (map, previous) = ("cluster-map.json", "cluster-map.previous.json");
-        match fs::rename(router.join(map), router.join(previous)) {
-            Ok(()) => output::line(format!(
-                "{} has no data of any node, so this cluster starts empty; the old cluster map is kept as {}",
-                nodes.display(),
-                router.join(previous).display()
-            )),
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => bail!("cannot move {} away: {e}", router.join(map).display()),
+        for router in routers {
+            let dir = self.path.join(router);
+            for map in MAPS {
+                let (map, previous) = (dir.join(map), dir.join(format!("previous-{map}")));
+                match fs::rename(&map, &previous) {
+                    Ok(()) => output::line(format!(
+                        "{} has no data of any node, so this cluster starts empty; the old cluster map is kept as {}",
+                        nodes.display(),
+                        previous.display()
+                    )),
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    Err(e) => bail!("cannot move {} away: {e}", map.display()),
+                }
+            }
         }
         Ok(())
     }
 
-    /// The router's own directory.
-    pub(super) fn router(&self) -> PathBuf {
-        self.path.join("router")
+    /// The folder of the routers' own directories.
+    pub(super) fn routers(&self) -> PathBuf {
+        self.path.clone()
     }
 
     /// The folder of the nodes' own directories.
@@ -192,7 +199,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         drop(DataDir::open(&options(dir.path(), &["--shards", "5"])).expect("no data yet"));
         let three = options(dir.path(), &[]);
-        DataDir::open(&three).expect("still no data").begin(&three).expect("writable");
+        DataDir::open(&three).expect("still no data").begin(&three, ["router"].into_iter()).expect("writable");
         let refused = DataDir::open(&options(dir.path(), &["--shards", "5"])).expect_err("other shape").to_string();
         assert!(refused.contains("made with --shards 3, not with --shards 5"), "{refused}");
         fs::write(dir.path().join("local.json"), "{").expect("writable");
@@ -209,22 +216,22 @@ mod tests {
         fs::write(router.join("cluster-map.json"), "old").expect("writable");
         fs::write(dir.path().join("cluster.json"), "old").expect("writable");
         let options = options(dir.path(), &[]);
-        DataDir::open(&options).expect("free").begin(&options).expect("writable");
-        assert_eq!(fs::read_to_string(router.join("cluster-map.previous.json")).expect("there"), "old");
+        DataDir::open(&options).expect("free").begin(&options, ["router"].into_iter()).expect("writable");
+        assert_eq!(fs::read_to_string(router.join("previous-cluster-map.json")).expect("there"), "old");
         assert!(!router.join("cluster-map.json").exists() && !dir.path().join("cluster.json").exists());
     }
 
     #[test]
     fn the_map_of_nodes_that_have_kept_something_stays() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (map, node) = (dir.path().join("router/cluster-map.json"), dir.path().join("nodes/a"));
+        let (map, node) = (dir.path().join("router/controller.redb"), dir.path().join("nodes/a"));
         for made in [map.parent().expect("a folder"), &node] {
             fs::create_dir_all(made).expect("writable");
         }
         fs::write(&map, "kept").expect("writable");
         fs::write(node.join("log"), "kept").expect("writable");
         let options = options(dir.path(), &[]);
-        DataDir::open(&options).expect("free").begin(&options).expect("writable");
+        DataDir::open(&options).expect("free").begin(&options, ["router"].into_iter()).expect("writable");
         assert_eq!(fs::read_to_string(&map).expect("there"), "kept");
     }
 }

@@ -23,13 +23,16 @@ pub(super) struct Entry {
     pub(super) pid: u32,
     /// The supervisor listens nowhere.
     pub(super) address: Option<SocketAddr>,
+    /// Where a router's controller listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) controller: Option<SocketAddr>,
 }
 
 impl Manifest {
     /// The file's text for these children and this supervisor.
     pub(super) fn new(http: String, mut children: Vec<Entry>, supervisor_pid: u32) -> Self {
         let name = SUPERVISOR.to_owned();
-        children.push(Entry { name, role: Role::Supervisor, pid: supervisor_pid, address: None });
+        children.push(Entry { name, role: Role::Supervisor, pid: supervisor_pid, address: None, controller: None });
         Manifest { http, processes: children }
     }
 
@@ -41,6 +44,8 @@ impl Manifest {
 /// The content of `local.json`: what cannot change while the data stay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Shape {
+    #[serde(default = "one")]
+    routers: u16,
     shards: u16,
     replicas: u16,
     partitions: u16,
@@ -48,18 +53,31 @@ pub(super) struct Shape {
     ack: AckMode,
 }
 
+/// What there was before there could be several.
+fn one() -> u16 {
+    1
+}
+
 impl Shape {
     pub(super) fn of(options: &Options) -> Self {
-        let Options { shards, replicas, partitions, ack, .. } = *options;
-        Shape { shards, replicas, partitions, ack }
+        let Options { routers, shards, replicas, partitions, ack, .. } = *options;
+        Shape { routers, shards, replicas, partitions, ack }
     }
 
     pub(super) fn text(&self) -> String {
         json(self)
     }
 
-    /// Refuses a shape that differs from the one that the data in `dir` have.
+    /// Refuses a shape that differs from the one that the data in `dir` have; only routers may become more.
     pub(super) fn check(&self, old: &Shape, dir: &Path) -> anyhow::Result<()> {
+        if self.routers < old.routers {
+            bail!(
+                "{} holds a cluster with {} controllers, of which one cannot go on alone: give --routers {}",
+                dir.display(),
+                old.routers,
+                old.routers
+            );
+        }
         let pairs = [
             ("--shards", old.shards.to_string(), self.shards.to_string()),
             ("--replicas", old.replicas.to_string(), self.replicas.to_string()),
@@ -97,6 +115,7 @@ mod tests {
             role,
             pid,
             address: Some(address.parse().expect("an address")),
+            controller: (role == Role::Router).then(|| "127.0.0.1:5100".parse().expect("an address")),
         };
         let children = vec![
             entry("router", Role::Router, 10, "127.0.0.1:5000"),
@@ -107,7 +126,8 @@ mod tests {
         assert_eq!(
             serde_json::from_str::<serde_json::Value>(&text).expect("JSON"),
             json!({"http": "http://127.0.0.1:5000", "processes": [
-                {"name": "router", "role": "router", "pid": 10, "address": "127.0.0.1:5000"},
+                {"name": "router", "role": "router", "pid": 10, "address": "127.0.0.1:5000",
+                 "controller": "127.0.0.1:5100"},
                 {"name": "shard0-leader", "role": "leader", "pid": 11, "address": "127.0.0.1:5001"},
                 {"name": "shard0-follower", "role": "follower", "pid": 12, "address": "127.0.0.1:6001"},
                 {"name": "supervisor", "role": "supervisor", "pid": 9, "address": null},
@@ -117,12 +137,19 @@ mod tests {
 
     #[test]
     fn other_shapes_on_old_data_are_refused_with_what_differs() {
-        let old = Shape { shards: 3, replicas: 2, partitions: 64, ack: AckMode::Durable };
+        let old = Shape { routers: 1, shards: 3, replicas: 2, partitions: 64, ack: AckMode::Durable };
         let check = |new: &Shape| new.check(&old, Path::new("dir")).map_err(|e| e.to_string());
         assert_eq!(check(&old), Ok(()));
         let refused = "dir holds a cluster made with --shards 3, not with --shards 4: give the old value again, or \
                        another --data-dir";
         assert_eq!(check(&Shape { shards: 4, ..old.clone() }), Err(refused.to_owned()));
+        assert_eq!(check(&Shape { routers: 3, ..old.clone() }), Ok(()));
+        let three = Shape { routers: 3, ..old.clone() };
+        let refused = old.check(&three, Path::new("dir")).expect_err("fewer").to_string();
+        assert_eq!(
+            refused,
+            "dir holds a cluster with 3 controllers, of which one cannot go on alone: give --routers 3"
+        );
         let refused = check(&Shape { replicas: 1, partitions: 8, ..old.clone() }).expect_err("differs");
         assert!(refused.contains("--replicas 2 --partitions 64, not with --replicas 1 --partitions 8"), "{refused}");
         let refused = check(&Shape { ack: AckMode::Replicated, ..old.clone() }).expect_err("differs");
@@ -132,6 +159,6 @@ mod tests {
     #[test]
     fn a_shape_that_an_earlier_version_remembered_waits_for_the_disks() {
         let old: Shape = serde_json::from_str(r#"{"shards": 3, "replicas": 2, "partitions": 64}"#).expect("read");
-        assert_eq!(old, Shape { shards: 3, replicas: 2, partitions: 64, ack: AckMode::Durable });
+        assert_eq!(old, Shape { routers: 1, shards: 3, replicas: 2, partitions: 64, ack: AckMode::Durable });
     }
 }

@@ -1,9 +1,9 @@
-//! `kv local`: a whole cluster on this machine, each node and the router a process of its own, so that one can be
+//! `kv local`: a whole cluster on this machine, each node and router a process of its own, so that one can be
 //! stopped, killed and watched.
 //!
 //! The way of a start: the [plan] says which processes there are, on which ports and processors; the [data
 //! directory](data_dir) is locked and must fit the plan; every fixed [port](ports) must be free; then the
-//! [supervisor] starts the router, learns from it where the controller listens, starts the nodes, writes
+//! [supervisor] starts the routers, learns from them where the controllers listen, starts the nodes, writes
 //! `cluster.json` ([manifest]) and waits until the API is ready. [`child`] is one running process.
 //!
 //! # Invariants
@@ -40,6 +40,10 @@ pub(crate) struct Options {
     /// Replicas of each shard: a leader and its followers
     #[arg(long, env = "KV_REPLICAS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=5))]
     pub(crate) replicas: u16,
+    /// Routers, each with a controller: with 3, any one of them may be lost. A cluster with 1 can be given 3 later, not the
+    /// other way round
+    #[arg(long, env = "KV_ROUTERS", default_value_t = 1, value_parser = routers)]
+    pub(crate) routers: u16,
     /// Partitions of the keys, spread over the shards; fixed for the life of a cluster
     #[arg(long, env = "KV_PARTITIONS", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) partitions: u16,
@@ -65,10 +69,18 @@ pub(crate) struct Options {
     pub(crate) restart: bool,
 }
 
+fn routers(text: &str) -> Result<u16, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("1 or 3: of two controllers none could be lost".to_owned()),
+    }
+}
+
 /// How ports are chosen.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ports {
-    /// Leaders 5001.., followers 6001.., third replicas 7001.., controller 5100
+    /// Leaders 5001.., followers 6001.., third replicas 7001.., routers 5000, 5010, 5020, their controllers 5100, 5110, 5120
     Fixed,
     /// Any that are free
     Auto,
@@ -80,10 +92,11 @@ pub(crate) async fn run(options: Options, log_level: &str) -> anyhow::Result<Exi
     for finding in probe::check(cores).iter().filter(|f| f.verdict == Verdict::Poor) {
         tracing::warn!("{}: {}. {}", finding.name, finding.seen, finding.cure);
     }
-    let plan = Plan::new(&options, &allowed_processors())?;
+    let mut plan = Plan::new(&options, &allowed_processors())?;
     let data = DataDir::open(&options)?;
     ports::require_free(&plan)?;
-    data.begin(&options)?;
+    ports::settle(&mut plan)?;
+    data.begin(&options, plan.processes[..plan.routers()].iter().map(|p| p.name.as_str()))?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     output::line(plan.headline(&options));
     let mut supervisor = Supervisor::new(plan, data, options, log_level)?;

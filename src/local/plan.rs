@@ -6,6 +6,7 @@ use anyhow::bail;
 use serde::Serialize;
 use std::{
     ffi::OsString,
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
 };
@@ -13,6 +14,8 @@ use std::{
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const HTTP_PORT: u16 = 5000;
 const CONTROLLER_PORT: u16 = 5100;
+/// From the ports of one router to those of the next.
+const ROUTER_STEP: u16 = 10;
 /// Port of the leader of shard 0; its first follower has the one [`REPLICA_STEP`] above, and so on.
 const FIRST_NODE_PORT: u16 = 5001;
 const REPLICA_STEP: u16 = 1000;
@@ -33,12 +36,10 @@ pub(super) enum Role {
     Supervisor,
 }
 
-/// All processes: the router first, then the nodes by shard.
+/// All processes: the routers first, then the nodes by shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) processes: Vec<Process>,
-    /// Where nodes reach the controller; port 0 until the router has said it.
-    pub(super) controller: SocketAddr,
 }
 
 /// One process.
@@ -48,6 +49,8 @@ pub(super) struct Process {
     pub(super) role: Role,
     /// Where it listens; port 0 until it has said it.
     pub(super) address: SocketAddr,
+    /// Where a router's controller listens; port 0 until it has said it.
+    pub(super) controller: Option<SocketAddr>,
     /// A node's shard and the processors that its executors are pinned to.
     pub(super) node: Option<(u16, Vec<usize>)>,
 }
@@ -56,8 +59,10 @@ pub(super) struct Process {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Common<'a> {
     pub(super) options: &'a Options,
-    pub(super) controller: SocketAddr,
-    pub(super) router_data: &'a Path,
+    /// Where the controllers listen, separated by commas.
+    pub(super) controllers: &'a str,
+    /// The folder of the routers' folders.
+    pub(super) routers_data: &'a Path,
     /// The folder of the nodes' folders.
     pub(super) nodes_data: &'a Path,
     pub(super) supervisor_pid: u32,
@@ -84,9 +89,22 @@ impl Plan {
             );
         }
         let at = |port| SocketAddr::new(LOCALHOST, if fixed { port } else { 0 });
-        let controller = at(CONTROLLER_PORT);
         let http = options.http.unwrap_or_else(|| at(HTTP_PORT));
-        let mut processes = vec![Process { name: "router".to_owned(), role: Role::Router, address: http, node: None }];
+        let mut processes = Vec::new();
+        for router in 0..options.routers {
+            let name = if router == 0 { "router".to_owned() } else { format!("router{}", router + 1) };
+            let mut address = http;
+            if router > 0 && (!fixed || http.port() == 0) {
+                address.set_port(0);
+            } else {
+                let Some(port) = http.port().checked_add(router * ROUTER_STEP) else {
+                    bail!("the ports of {} routers from {http} on do not exist: give a lower --http", options.routers);
+                };
+                address.set_port(port);
+            }
+            let controller = Some(at(CONTROLLER_PORT + router * ROUTER_STEP));
+            processes.push(Process { name, role: Role::Router, address, controller, node: None });
+        }
         for (shard, replica) in (0..shards).flat_map(|s| (0..replicas).map(move |r| (s, r))) {
             let (role, name) = match replica {
                 0 => (Role::Leader, format!("shard{shard}-leader")),
@@ -97,35 +115,69 @@ impl Plan {
             // With several executors a node takes that many processors in a row, and its follower the next ones.
             let first = (usize::from(shard) + usize::from(replica)) * usize::from(options.cores);
             let pin = (first..first + usize::from(options.cores)).map(|i| processors[i % processors.len()]).collect();
-            processes.push(Process { name, role, address, node: Some((shard, pin)) });
+            processes.push(Process { name, role, address, controller: None, node: Some((shard, pin)) });
         }
-        let plan = Plan { processes, controller };
+        let plan = Plan { processes };
         plan.check_ports()?;
         Ok(plan)
     }
 
-    /// Every port that is not chosen by the system, with the name of who listens there.
-    pub(super) fn fixed_addresses(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
-        let processes = self.processes.iter().map(|p| (p.name.as_str(), p.address));
-        processes.chain([("controller", self.controller)]).filter(|(_, address)| address.port() != 0)
+    /// How many of the processes are routers; they are the first.
+    pub(super) fn routers(&self) -> usize {
+        self.processes.iter().filter(|p| p.role == Role::Router).count()
     }
 
-    /// `--http` is the one port that can be one of the others.
-    fn check_ports(&self) -> anyhow::Result<()> {
-        let http = self.processes[0].address;
-        match self.fixed_addresses().skip(1).find(|(_, a)| http.port() != 0 && a.port() == http.port()) {
-            Some((name, _)) => {
-                bail!("port {} is the fixed one of {name}: give --http another port, or --ports auto", http.port())
+    /// Where the controllers listen, separated by commas.
+    pub(super) fn controllers(&self) -> String {
+        let addresses: Vec<_> = self.processes.iter().filter_map(|p| Some(p.controller?.to_string())).collect();
+        addresses.join(",")
+    }
+
+    /// Gives controllers the ports that are chosen by the system but have to be known before the first of them starts:
+    /// several controllers are told of each other.
+    pub(super) fn settle_controllers(
+        &mut self,
+        mut free: impl FnMut(SocketAddr) -> io::Result<SocketAddr>,
+    ) -> io::Result<()> {
+        if self.routers() > 1 {
+            for controller in self.processes.iter_mut().filter_map(|p| p.controller.as_mut()) {
+                if controller.port() == 0 {
+                    *controller = free(*controller)?;
+                }
             }
-            None => Ok(()),
         }
+        Ok(())
+    }
+
+    /// Every port that is not chosen by the system, with the name of who listens there.
+    pub(super) fn fixed_addresses(&self) -> impl Iterator<Item = (String, SocketAddr)> {
+        let own = |p: &Process| (p.name.clone(), p.address);
+        let controller = |p: &Process| Some((format!("the controller of {}", p.name), p.controller?));
+        let all = self.processes.iter().flat_map(move |p| std::iter::once(own(p)).chain(controller(p)));
+        all.filter(|(_, address)| address.port() != 0)
+    }
+
+    /// Ports that routers take may be those of others: that of `--http`, and those after it.
+    fn check_ports(&self) -> anyhow::Result<()> {
+        let fixed: Vec<_> = self.fixed_addresses().collect();
+        for router in self.processes.iter().filter(|p| p.role == Role::Router && p.address.port() != 0) {
+            let port = router.address.port();
+            if let Some((name, _)) = fixed.iter().find(|(name, a)| *name != router.name && a.port() == port) {
+                bail!(
+                    "port {port}, which {} needs, is the fixed one of {name}: give --http another port, or --ports auto",
+                    router.name
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The first line that a person sees.
     pub(super) fn headline(&self, options: &Options) -> String {
         let plural = |n: u16, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
         format!(
-            "starting {} with {} each, {}, in {}",
+            "starting {}{} with {} each, {}, in {}",
+            if options.routers == 1 { String::new() } else { format!("{} routers and ", options.routers) },
             plural(options.shards, "shard"),
             plural(options.replicas, "replica"),
             plural(options.partitions, "partition"),
@@ -147,15 +199,20 @@ impl Process {
             flag("--shard", text(shard));
             flag("--role", text(if self.role == Role::Leader { &"leader" } else { &"follower" }));
             flag("--listen", text(&self.address));
-            flag("--controller", text(&common.controller));
+            flag("--controller", text(&common.controllers));
             flag("--cores", text(&options.cores));
             flag("--pin", text(&pin.join(",")));
             flag("--data-dir", common.nodes_data.join(&self.name).into());
         } else {
             flag("--id", text(&self.name));
             flag("--http", text(&self.address));
-            flag("--controller-listen", text(&common.controller));
-            flag("--data-dir", common.router_data.into());
+            if let Some(controller) = &self.controller {
+                flag("--controller-listen", text(controller));
+            }
+            if options.routers > 1 {
+                flag("--controller-peers", text(&common.controllers));
+            }
+            flag("--data-dir", common.routers_data.join(&self.name).into());
             flag("--shards", text(&options.shards));
             flag("--replicas", text(&options.replicas));
             flag("--partitions", text(&options.partitions));
@@ -220,7 +277,7 @@ mod tests {
     #[test]
     fn the_default_plan() {
         let plan = Plan::new(&options(""), &[0, 1]).expect("valid");
-        assert_eq!(plan.controller.to_string(), "127.0.0.1:5100");
+        assert_eq!(plan.controllers(), "127.0.0.1:5100");
         assert_eq!(
             summary(&plan),
             [
@@ -258,7 +315,7 @@ mod tests {
             let plan = Plan::new(&options(line), &[0]).expect(line);
             assert_eq!(plan.processes[0].address.to_string(), http, "{line}");
             assert!(plan.processes[1..].iter().all(|p| p.address.port() == 0), "{line}");
-            assert_eq!(plan.controller.port(), 0, "{line}");
+            assert_eq!(plan.controllers(), "127.0.0.1:0", "{line}");
         }
     }
 
@@ -267,9 +324,11 @@ mod tests {
         for (line, sentence) in [
             ("--shards 100 --partitions 200", "100 shards do not fit the fixed ports"),
             ("--shards 65", "65 shards cannot share 64 partitions"),
-            ("--http 127.0.0.1:5001", "port 5001 is the fixed one of shard0-leader"),
-            ("--http 0.0.0.0:6003", "port 6003 is the fixed one of shard2-follower"),
-            ("--http 127.0.0.1:5100", "port 5100 is the fixed one of controller"),
+            ("--http 127.0.0.1:5001", "port 5001, which router needs, is the fixed one of shard0-leader"),
+            ("--http 0.0.0.0:6003", "port 6003, which router needs, is the fixed one of shard2-follower"),
+            ("--http 127.0.0.1:5100", "port 5100, which router needs, is the fixed one of the controller of router"),
+            ("--routers 3 --shards 10", "port 5010, which router2 needs, is the fixed one of shard9-leader"),
+            ("--routers 3 --http 127.0.0.1:65530", "the ports of 3 routers from 127.0.0.1:65530 on do not exist"),
         ] {
             let error = Plan::new(&options(line), &[0]).expect_err(line).to_string();
             assert!(error.starts_with(sentence), "{line}: {error}");
@@ -281,20 +340,24 @@ mod tests {
 
     #[test]
     fn no_two_processes_share_a_fixed_port() {
-        let plan = Plan::new(&options("--shards 99 --partitions 99 --replicas 5"), &[0]).expect("valid");
-        let ports: std::collections::HashSet<_> = plan.fixed_addresses().map(|(_, a)| a.port()).collect();
-        assert_eq!(ports.len(), 99 * 5 + 2);
+        for (line, processes) in
+            [("--shards 99 --partitions 99 --replicas 5", 99 * 5 + 2), ("--shards 9 --routers 3", 9 * 2 + 6)]
+        {
+            let plan = Plan::new(&options(line), &[0]).expect("valid");
+            let ports: std::collections::HashSet<_> = plan.fixed_addresses().map(|(_, a)| a.port()).collect();
+            assert_eq!(ports.len(), processes, "{line}");
+        }
     }
 
     #[test]
     fn arguments() {
         let options = options("--cores 2 --ports auto --ack replicated");
         let mut plan = Plan::new(&options, &[0, 3]).expect("valid");
-        plan.controller.set_port(7);
+        plan.processes[0].controller.as_mut().expect("a router").set_port(7);
         let common = Common {
             options: &options,
-            controller: plan.controller,
-            router_data: Path::new("d/router"),
+            controllers: &plan.controllers(),
+            routers_data: Path::new("d"),
             nodes_data: Path::new("d/nodes"),
             supervisor_pid: 42,
         };
@@ -309,6 +372,51 @@ mod tests {
             "node --id shard0-follower --shard 0 --role follower --listen 127.0.0.1:0 --controller 127.0.0.1:7 \
              --cores 2 --pin 0,3 --data-dir d/nodes/shard0-follower --supervisor-pid 42"
         );
+    }
+
+    #[test]
+    fn three_routers() {
+        let summary = |line: &str| {
+            let plan = Plan::new(&options(line), &[0]).expect("valid");
+            let routers = plan.processes[..plan.routers()].iter();
+            routers.map(|p| format!("{} {} {}", p.name, p.address, p.controller.expect("a router"))).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            summary("--routers 3"),
+            [
+                "router 127.0.0.1:5000 127.0.0.1:5100",
+                "router2 127.0.0.1:5010 127.0.0.1:5110",
+                "router3 127.0.0.1:5020 127.0.0.1:5120"
+            ]
+        );
+        assert_eq!(summary("--routers 3 --http 0.0.0.0:80")[2], "router3 0.0.0.0:100 127.0.0.1:5120");
+        assert_eq!(summary("--routers 3 --ports auto --http [::1]:80")[1], "router2 [::1]:0 127.0.0.1:0");
+
+        let options = options("--routers 3 --ports auto --shards 1");
+        let mut plan = Plan::new(&options, &[0]).expect("valid");
+        let mut next = 6;
+        plan.settle_controllers(|mut address| {
+            next += 1;
+            address.set_port(next);
+            Ok(address)
+        })
+        .expect("free");
+        let common = Common {
+            options: &options,
+            controllers: &plan.controllers(),
+            routers_data: Path::new("d"),
+            nodes_data: Path::new("d/nodes"),
+            supervisor_pid: 42,
+        };
+        let line = |i: usize| plan.processes[i].arguments(common).join(std::ffi::OsStr::new(" "));
+        assert_eq!(
+            line(1),
+            "router --id router2 --http 127.0.0.1:0 --controller-listen 127.0.0.1:8 --controller-peers \
+             127.0.0.1:7,127.0.0.1:8,127.0.0.1:9 --data-dir d/router2 --shards 1 --replicas 2 --partitions 64 --ack durable \
+             --supervisor-pid 42"
+        );
+        let node = line(3).into_string().expect("text");
+        assert!(node.contains("--controller 127.0.0.1:7,127.0.0.1:8,127.0.0.1:9 "), "{node}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! with the flag that helps. A port that is taken between this look and its use is told by the process that wanted it.
 
 use super::plan::{Plan, Role};
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use std::{
     io,
     net::{SocketAddr, TcpListener},
@@ -10,13 +10,26 @@ use std::{
 
 /// Refuses a plan with a port that cannot be listened on.
 pub(super) fn require_free(plan: &Plan) -> anyhow::Result<()> {
-    let router = plan.processes.iter().find(|p| p.role == Role::Router).map(|p| p.name.as_str());
     for (name, address) in plan.fixed_addresses() {
         if let Err(error) = TcpListener::bind(address) {
-            bail!(refusal(name, address, Some(name) == router, &error));
+            let is_http = plan.processes.iter().any(|p| p.role == Role::Router && p.name == name);
+            bail!(refusal(&name, address, is_http, &error));
         }
     }
     Ok(())
+}
+
+/// Chooses the ports of controllers that have to know each other's before they start.
+pub(super) fn settle(plan: &mut Plan) -> anyhow::Result<()> {
+    // All stay taken until the last is chosen, so that none is chosen twice.
+    let mut taken = Vec::new();
+    plan.settle_controllers(|address| {
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
+        taken.push(listener);
+        Ok(address)
+    })
+    .context("cannot find free ports for the controllers")
 }
 
 fn refusal(name: &str, address: SocketAddr, is_http: bool, error: &io::Error) -> anyhow::Error {

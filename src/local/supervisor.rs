@@ -79,13 +79,13 @@ impl Supervisor {
     /// # Errors
     /// When the cluster cannot be started, or nothing is left of it.
     pub(super) async fn serve(&mut self) -> anyhow::Result<Infallible> {
-        let routers = 0..1;
-        self.start(0)?;
-        self.until_listening(routers).await?;
-        for index in 1..self.slots.len() {
-            self.start(index)?;
+        let (routers, all) = (self.plan.routers(), self.slots.len());
+        for processes in [0..routers, routers..all] {
+            for index in processes.clone() {
+                self.start(index)?;
+            }
+            self.until_listening(processes).await?;
         }
-        self.until_listening(1..self.slots.len()).await?;
         self.write_manifest()?;
         self.until_ready().await?;
         self.announce();
@@ -129,11 +129,11 @@ impl Supervisor {
 
     fn start(&mut self, index: usize) -> anyhow::Result<()> {
         let process = &self.plan.processes[index];
-        let (router_data, nodes_data) = (self.data.router(), self.data.nodes());
+        let (routers_data, nodes_data) = (self.data.routers(), self.data.nodes());
         let common = Common {
             options: &self.options,
-            controller: self.plan.controller,
-            router_data: &router_data,
+            controllers: &self.plan.controllers(),
+            routers_data: &routers_data,
             nodes_data: &nodes_data,
             supervisor_pid: std::process::id(),
         };
@@ -191,8 +191,9 @@ impl Supervisor {
     /// A process said where it listens; if it is started again, it listens there again.
     fn listens(&mut self, index: usize, listening: Listening) {
         self.slots[index].listens = true;
-        self.plan.processes[index].address = listening.address;
-        self.plan.controller = listening.controller.unwrap_or(self.plan.controller);
+        let process = &mut self.plan.processes[index];
+        process.address = listening.address;
+        process.controller = listening.controller.or(process.controller);
     }
 
     fn restarted(&mut self, index: usize, listening: Listening) -> anyhow::Result<()> {
@@ -234,7 +235,8 @@ impl Supervisor {
     fn write_manifest(&self) -> anyhow::Result<()> {
         let entry = |(process, slot): (&Process, &Slot)| {
             let pid = slot.child.as_ref()?.pid;
-            Some(Entry { name: process.name.clone(), role: process.role, pid, address: Some(process.address) })
+            let (name, address) = (process.name.clone(), Some(process.address));
+            Some(Entry { name, role: process.role, pid, address, controller: process.controller })
         };
         let children = self.plan.processes.iter().zip(&self.slots).filter_map(entry).collect();
         self.data.write_manifest(&Manifest::new(self.http(), children, std::process::id()))

@@ -19,6 +19,7 @@ mod mounts;
 mod packages;
 mod restart;
 mod retries;
+mod routers;
 mod slow;
 mod start;
 

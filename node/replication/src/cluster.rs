@@ -9,6 +9,8 @@
 //! * Configurations change by [`crate::configuration::apply`] alone.
 //! * A proposal that was carried out is found to be carried out when it is sent again, until the partition's next
 //!   change.
+//! * No partition is created while a node is known that holds data of another cluster, unless a person says so: the
+//!   controller may have lost its data, and those of the nodes would be forgotten.
 //! * A node stays in the shard in which it registered first, and no shard has more nodes than the cluster has replicas.
 //!
 //! What it lacks: moving nodes and partitions between shards, and leaving the cluster.
@@ -69,6 +71,8 @@ pub enum Command {
     },
     /// Changes of configurations, each by itself.
     Propose(Vec<Proposal>),
+    /// A person says that the data of another cluster that nodes came with are not this one's: partitions may be created.
+    DisregardStrangers,
 }
 
 /// What became of a command.
@@ -78,6 +82,8 @@ pub enum Applied {
     Registered,
     /// What became of each proposal, in their order; with `None` it was carried out.
     Decided(Vec<Option<ProposalRefusal>>),
+    /// Nodes with other data no longer stand in the way.
+    StrangersDisregarded,
 }
 
 /// Why a proposal is not carried out.
@@ -110,6 +116,21 @@ pub enum RegistrationRefusal {
          controller of {theirs}, or start the node without its data"
     )]
     OtherCluster {
+        /// The node.
+        node: NodeId,
+        /// The cluster of its data.
+        theirs: ClusterId,
+        /// The cluster that is kept here.
+        ours: ClusterId,
+    },
+    /// The node has data, and the controller's cluster has none.
+    #[error(
+        "node {node} holds data of cluster {theirs}, but the cluster of this controller, {ours}, is a new one that holds \
+         nothing: if the controller lost its data folder, stop it and put back a copy, or have `kv rebuild-map` make the map \
+         from the nodes; if the node is at the wrong controller, point its --controller at its own. Until then no \
+         partition is created here, unless the router is started with --new-cluster"
+    )]
+    NewCluster {
         /// The node.
         node: NodeId,
         /// The cluster of its data.
@@ -167,6 +188,18 @@ pub enum RegistrationRefusal {
     },
 }
 
+/// Most nodes with other data that are remembered; one is enough to create nothing.
+const MAX_STRANGERS: usize = 64;
+
+/// Who is in the way of the creation of partitions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Strangers {
+    /// The nodes that came with data of another cluster while this one had none, and its id.
+    pub nodes: Vec<(NodeId, ClusterId)>,
+    /// A person has said that they are to be disregarded.
+    pub disregarded: bool,
+}
+
 /// A cluster: its map, and the last proposal that was carried out on each partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
@@ -174,6 +207,8 @@ pub struct Cluster {
     pub map: ClusterMap,
     /// By partition: the id of the proposal that made its configuration.
     pub carried_out: Vec<Option<u128>>,
+    /// Nodes that may be what is left of an older cluster.
+    pub strangers: Strangers,
 }
 
 impl Cluster {
@@ -204,7 +239,7 @@ impl Cluster {
         for step in placement::plan(&map, shards) {
             map.partitions[usize::from(step.partition.0)].shard = step.to;
         }
-        Ok(Cluster { map, carried_out: vec![None; usize::from(partitions)] })
+        Ok(Cluster { map, carried_out: vec![None; usize::from(partitions)], strangers: Strangers::default() })
     }
 
     /// What it was made with.
@@ -221,17 +256,41 @@ impl Cluster {
     /// Carries out a command. The version of the map tells whether anything changed.
     ///
     /// # Errors
-    /// When a node cannot register; nothing has changed then. Refused proposals are no error of their command.
+    /// When a node cannot register; nothing has changed then, but that a node with other data may be remembered. Refused
+    /// proposals are no error of their command.
     pub fn apply(&mut self, command: &Command) -> Result<Applied, RegistrationRefusal> {
         match command {
             Command::Register { cluster, node } => self.register(*cluster, node).map(|()| Applied::Registered),
             Command::Propose(proposals) => Ok(Applied::Decided(self.propose(proposals))),
+            Command::DisregardStrangers => {
+                if !self.strangers.disregarded {
+                    self.strangers = Strangers { nodes: Vec::new(), disregarded: true };
+                    self.create_what_is_due();
+                    self.map.version = MapVersion(self.map.version.0 + 1);
+                }
+                Ok(Applied::StrangersDisregarded)
+            }
         }
     }
 
     fn register(&mut self, cluster: Option<ClusterId>, node: &Node) -> Result<(), RegistrationRefusal> {
-        self.check_registration(cluster, node)?;
-        if self.map.node(node.id) == Some(node) {
+        let checked = self.check_registration(cluster, node);
+        let known = self.strangers.nodes.iter().position(|(id, _)| *id == node.id);
+        match (&checked, known) {
+            (Err(RegistrationRefusal::NewCluster { theirs, .. }), None)
+                if self.strangers.nodes.len() < MAX_STRANGERS =>
+            {
+                self.strangers.nodes.push((node.id, *theirs));
+                self.map.version = MapVersion(self.map.version.0 + 1);
+            }
+            // It was emptied, or is another one of the same name.
+            (Ok(()), Some(at)) => {
+                self.strangers.nodes.swap_remove(at);
+            }
+            _ => {}
+        }
+        checked?;
+        if self.map.node(node.id) == Some(node) && known.is_none() {
             return Ok(());
         }
         let nodes = &mut self.map.nodes;
@@ -242,18 +301,39 @@ impl Cluster {
         of_shard.sort_by_key(|n| (!n.prefers_to_lead, n.id));
         self.map.shards[usize::from(node.shard.0)].nodes = of_shard.iter().map(|n| n.id).collect();
         self.map.version = MapVersion(self.map.version.0 + 1);
+        self.create_what_is_due();
+        Ok(())
+    }
 
+    fn create_what_is_due(&mut self) {
         for proposal in self.due_creations() {
             let next = configuration::apply(None, &proposal).expect("a partition without configuration can be created");
             self.adopt(&proposal, next);
         }
-        Ok(())
+    }
+
+    /// Why partitions are not created although nodes may have registered; nothing if nobody is in the way.
+    #[must_use]
+    pub fn held_back(&self) -> Option<String> {
+        let (node, theirs) = self.strangers.nodes.first()?;
+        Some(format!(
+            "no partition is created, since node {node} holds data of cluster {theirs} and this controller may have lost \
+             its own: see `kv rebuild-map`, or start the router with --new-cluster to begin without those data"
+        ))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.map.partitions.iter().all(|p| p.configuration.is_none())
     }
 
     fn check_registration(&self, cluster: Option<ClusterId>, node: &Node) -> Result<(), RegistrationRefusal> {
         let (id, shard, ours) = (node.id, node.shard, self.map.cluster);
         if let Some(theirs) = cluster.filter(|theirs| *theirs != ours) {
-            return Err(RegistrationRefusal::OtherCluster { node: id, theirs, ours });
+            return Err(if self.is_empty() && !self.strangers.disregarded {
+                RegistrationRefusal::NewCluster { node: id, theirs, ours }
+            } else {
+                RegistrationRefusal::OtherCluster { node: id, theirs, ours }
+            });
         }
         let Some(members) = self.map.shards.get(usize::from(shard.0)) else {
             let last = self.map.shards.len() as u16 - 1;
@@ -282,12 +362,15 @@ impl Cluster {
         }
     }
 
-    /// The creations of partitions that nothing stands in the way of: once every shard has its nodes, those
-    /// of all partitions without a configuration.
+    /// The creations of partitions that nothing stands in the way of: once every shard has its nodes, and no node is known that
+    /// holds data of another cluster, those of all partitions without a configuration.
     #[must_use]
     pub fn due_creations(&self) -> Vec<Proposal> {
         let map = &self.map;
-        if map.is_complete() || map.shards.iter().any(|s| s.nodes.len() < usize::from(map.replicas)) {
+        if !self.strangers.nodes.is_empty()
+            || map.is_complete()
+            || map.shards.iter().any(|s| s.nodes.len() < usize::from(map.replicas))
+        {
             return Vec::new();
         }
         let mut nth_of_shard = vec![0; map.shards.len()];
@@ -496,6 +579,38 @@ mod tests {
             assert!(register(&mut empty, address.clone()).is_err(), "{bad:?}");
         }
         assert!(empty.apply(&Command::Register { cluster: Some(OURS), node: node("new", 1, 0) }).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_created_beside_nodes_that_hold_other_data() {
+        let mut cluster = cluster(1, 2, 4);
+        let with_data = |name| Command::Register { cluster: Some(ClusterId(2)), node: node(name, 1, 0) };
+        let refusal = cluster.apply(&with_data("old")).expect_err("other data").to_string();
+        assert!(refusal.contains("kv rebuild-map") && refusal.contains("--new-cluster"), "{refusal}");
+        let remembered = cluster.clone();
+        cluster.apply(&with_data("old")).expect_err("again");
+        assert_eq!(cluster, remembered, "one is remembered once");
+        for name in ["new", "other"] {
+            register(&mut cluster, node(name, 1, 0)).expect(name);
+        }
+        assert!(cluster.is_empty() && cluster.held_back().is_some_and(|why| why.contains("node old holds data")));
+
+        let mut disregarding = cluster.clone();
+        let version = disregarding.map.version;
+        assert_eq!(disregarding.apply(&Command::DisregardStrangers), Ok(Applied::StrangersDisregarded));
+        assert!(disregarding.map.is_complete() && disregarding.held_back().is_none());
+        assert!(disregarding.map.version > version);
+        let refusal = disregarding.apply(&with_data("old")).expect_err("still not its cluster").to_string();
+        assert!(refusal.contains("point --controller at the controller of"), "{refusal}");
+
+        // The one that had data comes without, where there is room for it.
+        let mut emptied = self::cluster(1, 2, 4);
+        emptied.apply(&with_data("old")).expect_err("other data");
+        for name in ["new", "old"] {
+            assert!(emptied.is_empty());
+            register(&mut emptied, node(name, 1, 0)).expect(name);
+        }
+        assert!(emptied.map.is_complete());
     }
 
     #[test]

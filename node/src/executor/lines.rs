@@ -410,7 +410,7 @@ impl Executor {
             self.reject(key, &WireError::new(ErrorCode::WrongCluster, message).into());
             return;
         }
-        if hello.caller == Caller::Node {
+        if matches!(hello.caller, Caller::Node | Caller::Controller) {
             let message = "this is a node, not the controller; give the controller's address, by default port 5100";
             self.reject(key, &WireError::new(ErrorCode::BadFrame, message).into());
             return;
@@ -639,7 +639,7 @@ enum Next {
 
 fn role_of(hello: &Hello) -> Role {
     match hello.caller {
-        Caller::Client | Caller::Node => Role::Client,
+        Caller::Client | Caller::Node | Caller::Controller => Role::Client,
         Caller::Peer { node, disk } => Role::PeerIn { member: Member { node, disk } },
     }
 }

@@ -1,6 +1,7 @@
-//! The node's place in the cluster: it registers with the controller, and learns the map from it.
+//! The node's place in the cluster: it registers with a controller, and learns the map from it.
 //!
-//! One executor keeps the connection; what it learns goes to all of them. Without a controller the node goes on
+//! Any of the controllers will do, since each has the leader among them carry out what it is asked. If one is lost, or
+//! refuses, or cannot reach the others, the node goes on to the next. One executor keeps the connection; what it learns goes to all of them. Without a controller the node goes on
 //! with the map that it has.
 
 use super::{
@@ -28,7 +29,7 @@ const WORTH_A_WARNING: u32 = 5;
 /// How long a node that was refused waits before it asks again: a person has to do something first.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
-/// Registers with the controller, and again whenever the connection was lost.
+/// Registers with a controller, and with the next one whenever the connection was lost.
 pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
     let settings = &shared.settings;
     let node = Node {
@@ -39,19 +40,20 @@ pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<S
         address: settings.advertised.clone(),
         executors: shared.mail.len() as u16,
     };
+    let controllers = &settings.controllers;
     let (mut backoff, mut failures, mut told) = (Backoff::default(), 0, String::new());
-    loop {
+    for (attempt, controller) in (1..).zip(controllers.iter().cycle()) {
         let Some(lost) = with(&this, |executor| executor.wakes.controller.clone()) else { return };
         let cluster = shared.storage.cluster();
         let hello = Hello { cluster: None, caller: Caller::Node, executor: None };
-        match register(&settings.controller, &hello, &ToController::Register { cluster, node: node.clone() }).await {
+        match register(controller, &hello, &ToController::Register { cluster, node: node.clone() }).await {
             Ok((socket, received)) => {
-                tracing::info!(controller = settings.controller, "registered with the controller");
+                tracing::info!(controller, "registered with the controller");
                 (backoff, failures, told) = (Backoff::default(), 0, String::new());
                 with(&this, |executor| executor.handle_registered(socket, &received));
                 lost.wait().await;
                 tracing::info!(
-                    controller = settings.controller,
+                    controller,
                     "the connection to the controller is lost; going on with the map known so far"
                 );
             }
@@ -59,7 +61,6 @@ pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<S
                 let (text, refused) = (error.to_string(), matches!(error, CallError::Refused(_)));
                 failures += 1;
                 if text != told && (refused || failures >= WORTH_A_WARNING) {
-                    let controller = &settings.controller;
                     if refused {
                         tracing::error!(controller, "the controller refuses this node: {text}");
                     } else {
@@ -67,7 +68,10 @@ pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<S
                     }
                     told = text;
                 }
-                sleep(if refused { REFUSED_PAUSE } else { backoff.next() }).await;
+                // Whoever has not answered, the next one may.
+                if refused || attempt % controllers.len() == 0 {
+                    sleep(if refused { REFUSED_PAUSE } else { backoff.next() }).await;
+                }
             }
         }
     }
@@ -86,12 +90,16 @@ impl Executor {
             FromController::Map(map) => {
                 let (before, shared) = (self.view.clone(), self.shared.clone());
                 if map.partitions.is_empty()
-                    || before.as_ref().is_some_and(|v| {
-                        let same = v.map.cluster == map.cluster && v.map.partitions.len() == map.partitions.len();
-                        !same || v.map.version > map.version
-                    })
+                    || before
+                        .as_ref()
+                        .is_some_and(|v| v.map.cluster != map.cluster || v.map.partitions.len() != map.partitions.len())
                 {
-                    tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, an older one, or one without partitions");
+                    tracing::error!(cluster = %map.cluster, version = %map.version, "ignoring a map of another cluster, or one without partitions");
+                    return;
+                }
+                // Of a controller that lags behind the one that the node was at before.
+                if before.as_ref().is_some_and(|v| v.map.version > map.version) {
+                    tracing::info!(version = %map.version, "ignoring an older map");
                     return;
                 }
                 if let Some(cluster) = shared.storage.cluster().filter(|c| *c != map.cluster) {

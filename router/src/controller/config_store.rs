@@ -1,205 +1,375 @@
 //! The only door to the cluster's configuration: [`ConfigStore::get`], [`ConfigStore::cas`], [`ConfigStore::watch`].
 //!
-//! One process keeps it, in one file (`map_file.rs`). Whoever comes through the door sees nothing of that: commands
-//! are compare-and-sets by what they say (a proposal names the epoch that it replaces), so that the same door can lead
-//! to a log of commands that several voters agree on.
+//! Behind it, one controller or three agree on the order of commands by Raft (`raft/`). Whoever comes through the
+//! door sees nothing of that: a command is carried out wherever it is given, by the leader, to which the others pass it on.
+//! Commands are compare-and-sets by what they say (a proposal names the epoch that it replaces), so that one whose answer
+//! was lost may be given again.
 //!
 //! # Invariants
-//! * A change is on disk before anyone sees it.
-//! * Changes are carried out one after another; a caller that goes away does not leave one half done.
-//! * After a write whose outcome is not known, or a panic, nothing is changed or said any more: the process must end, and read
-//!   its file again.
-//! * One process has the folder at a time.
+//! * A change is on the disks of a majority, this one's too, before anyone here sees it.
+//! * After a write that failed, or a panic, nothing is changed or said any more: the process must end, and read its disk again.
+//!
+//! [`ConfigStore::get`] and [`ConfigStore::watch`] say what was agreed on as far as this controller knows, which may be
+//! old while it cannot reach the others. That is harmless: replicas act on configurations by their epochs, and a
+//! map with an older epoch changes nothing for them; and no decision is made from it but those that can never change.
 
-use super::map_file::{self, FileError, WriteError};
-use kv_proto::ids::ClusterId;
-use kv_replication::cluster::{Applied, Cluster, Command, InvalidShape, RegistrationRefusal, Shape};
-use rustix::fs::{FlockOperation, flock};
-use std::{
-    fs::{self, File},
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-    sync::Arc,
+use super::{
+    error::{CasError, OpenError},
+    kept::Kept,
+    old_file,
+    raft::{
+        Entry, Outcome, Raft,
+        disk::{Disk, DiskError, InUse},
+        keeper::Keeper,
+        log_store::LogStore,
+        messages::{self, Identity, Request, Response},
+        network::Network,
+        peers::{Peers, made},
+        state_machine::StateMachine,
+    },
+    settled::decided_for_good,
 };
-use tokio::sync::{Mutex, watch};
+use kv_proto::ids::ClusterId;
+use kv_replication::cluster::{Cluster, Command, Shape};
+use openraft::{
+    SnapshotPolicy,
+    error::{ClientWriteError, RaftError},
+};
+use serde::Serialize;
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The folder cannot be made or used.
-    #[error(
-        "cannot use the data folder {dir}, which must be a folder that this user may write; choose another by --data-dir"
-    )]
-    Folder {
-        /// The folder.
-        dir: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another process has the folder.
-    #[error(
-        "the data folder {dir} is in use by another process, a router or the supervisor of `kv local` (whose router \
-         keeps its data in the folder `router` in it): stop it, or give this one another --data-dir"
-    )]
-    InUse {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// The file cannot be used.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// No cluster can have these numbers.
-    #[error(transparent)]
-    Shape(#[from] InvalidShape),
-    /// The cluster in the folder was made otherwise.
-    #[error(
-        "the cluster in {dir} was made with --{flag} {kept}, which cannot be changed to {asked}: start with --{flag} {kept}, \
-         or use another --data-dir for another cluster"
-    )]
-    OtherShape {
-        /// The folder.
-        dir: PathBuf,
-        /// What differs.
-        flag: &'static str,
-        /// As the cluster was made.
-        kept: String,
-        /// As it was asked for now.
-        asked: String,
-    },
+/// How long a command may take: an election, and a little more.
+const CAS_TIMEOUT: Duration = Duration::from_secs(4);
+/// How soon a command is given again when there was no leader to carry it out.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+/// How long what the leader applied may take to arrive here, before its answer is told all the same.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long what still uses the folder may take to end.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A snapshot is made every so many entries; a few entries are kept for controllers that lag a little.
+const ENTRIES_PER_SNAPSHOT: u64 = 200;
+const ENTRIES_KEPT: u64 = 50;
+/// How long the sending of a snapshot may take, in milliseconds.
+const SNAPSHOT_TIMEOUT_MS: u64 = 10_000;
+
+/// What became of a command that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The node is known by what it said.
+    Registered,
+    /// What became of each proposal, in their order; with `None` it was carried out.
+    Decided(Vec<Option<String>>),
+    /// It was done, and there is nothing to say of it.
+    Done,
 }
 
-/// Why a command was not carried out.
-#[derive(Debug, thiserror::Error)]
-pub enum CasError {
-    /// The node cannot register.
-    #[error(transparent)]
-    Refused(#[from] RegistrationRefusal),
-    /// The change could not be written; nothing has changed.
-    #[error("the controller cannot write the cluster map: {0}")]
-    NotWritten(String),
-    /// The change may have been written or not; the store is of no use any more.
-    #[error("the controller cannot tell whether it wrote the cluster map, and stops: {0}")]
-    Unknown(String),
+/// How controllers agree.
+#[derive(Clone, Debug)]
+pub struct Consensus {
+    /// Addresses of all controllers, this one among them; none for an only one.
+    pub peers: Vec<String>,
+    /// How often the leader says that it is there, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// After how long of silence another one wants to lead, in milliseconds: at least this, at most twice
+    /// as long.
+    pub election_ms: u64,
+}
+
+/// Who the controllers are, as one of them sees it; ids as hexadecimal digits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Standing {
+    /// The one that says so.
+    pub id: String,
+    /// The one that leads, if it is known.
+    pub leader: Option<String>,
+    /// Those that count.
+    pub voters: Vec<Voter>,
+}
+
+/// A controller that has a vote.
+#[derive(Clone, Debug, Serialize)]
+pub struct Voter {
+    /// Its id.
+    pub id: String,
+    /// Where it was found last.
+    pub address: Option<String>,
 }
 
 /// Keeps the cluster; cheap to clone, all clones are the same store.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ConfigStore {
     inner: Arc<Inner>,
-    /// Held while a change is made.
-    writer: Arc<Mutex<()>>,
 }
 
-#[derive(Debug)]
 struct Inner {
-    dir: PathBuf,
-    published: watch::Sender<Arc<Cluster>>,
+    raft: Raft,
+    id: u64,
+    peers: Arc<Peers>,
+    clusters: watch::Receiver<Arc<Cluster>>,
+    /// Index of the last entry that was applied here.
+    applied: watch::Receiver<u64>,
     failure: watch::Sender<Option<String>>,
-    /// Locked as long as it is open.
-    _lock: File,
+    keeper: AbortHandle,
+    folder: InUse,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
 }
 
 impl ConfigStore {
-    /// Opens the store in `dir`, and makes a new cluster of `shape` if there is none. Blocks on the disk.
+    /// Opens the store in `dir`. An only controller makes a new cluster of `shape` if there is none; of several, the leader
+    /// does so once all of them are there.
     ///
     /// # Errors
-    /// When the folder or its file cannot be used, or holds a cluster of another shape.
-    pub fn open(dir: &Path, shape: Shape) -> Result<Self, OpenError> {
-        let folder = |source| OpenError::Folder { dir: dir.to_path_buf(), source };
-        fs::create_dir_all(dir).map_err(folder)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(folder)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse { dir: dir.to_path_buf() }),
-            Err(error) => return Err(folder(error.into())),
-        }
-        let cluster = match map_file::read(dir)? {
-            Some(cluster) => {
-                same_shape(dir, cluster.shape(), shape)?;
-                cluster
-            }
-            None => {
-                let cluster = Cluster::new(ClusterId(rand::random()), shape)?;
-                map_file::write(dir, &cluster).map_err(|e| match e {
-                    WriteError::NotWritten(source) | WriteError::Unknown(source) => folder(source),
-                })?;
-                tracing::info!(cluster = %cluster.map.cluster, ?shape, "a new cluster was made");
-                cluster
-            }
-        };
-        let inner = Inner {
-            dir: dir.to_path_buf(),
-            published: watch::Sender::new(Arc::new(cluster)),
-            failure: watch::Sender::new(None),
-            _lock: lock,
-        };
-        Ok(ConfigStore { inner: Arc::new(inner), writer: Arc::default() })
+    /// When the folder or what is in it cannot be used, or holds a cluster of another shape.
+    pub async fn open(dir: &Path, shape: Shape, consensus: &Consensus) -> Result<Self, OpenError> {
+        let folder = dir.to_path_buf();
+        let open = move || Ok::<_, OpenError>((Disk::open(&folder)?, old_file::read(&folder)?));
+        let opened = tokio::task::spawn_blocking(open).await;
+        let (disk, old) = opened.map_err(|e| OpenError::Consensus(e.to_string()))??;
+        Self::start(dir, shape, consensus, disk, old).await
     }
 
-    /// The cluster as it is now.
+    /// Starts on what was opened; `old` is what an earlier version kept.
+    async fn start(
+        dir: &Path,
+        shape: Shape,
+        consensus: &Consensus,
+        disk: Disk,
+        old: Option<Kept>,
+    ) -> Result<Self, OpenError> {
+        let (clusters, clusters_seen) = watch::channel(Arc::new(Cluster::new(ClusterId(0), shape)?));
+        let (applied, applied_seen) = watch::channel(0);
+        let machine = StateMachine::open(disk.clone(), clusters, applied);
+        let machine = machine.map_err(|e: DiskError| OpenError::damaged(&disk.path(), &e))?;
+        let kept = machine.state().cluster.clone();
+        if let Some(Kept(cluster)) = kept.as_ref().or(old.as_ref()) {
+            same_shape(dir, cluster.shape(), shape)?;
+        }
+        let voters = machine.state().membership.membership().voter_ids().count();
+        if consensus.peers.is_empty() && voters > 1 {
+            return Err(OpenError::NotAlone { dir: dir.to_path_buf(), voters });
+        }
+
+        let (id, in_use) = (disk.id(), disk.in_use());
+        let peers = Arc::new(Peers::new(consensus.peers.clone(), clusters_seen.clone()));
+        let failed = |e: &dyn std::fmt::Display| OpenError::Consensus(e.to_string());
+        let config = configuration(consensus).map_err(|e| failed(&e))?;
+        let raft = Raft::new(id, Arc::new(config), Network(peers.clone()), LogStore(disk), machine).await;
+        let raft = raft.map_err(|e| failed(&e))?;
+        let has_old = old.is_some();
+        // What an earlier version kept alone is the beginning, and nobody else's is.
+        if consensus.peers.is_empty() || has_old {
+            let initialized = raft.is_initialized().await.map_err(|e| failed(&e))?;
+            if !initialized {
+                raft.initialize(std::collections::BTreeSet::from([id])).await.map_err(|e| failed(&e))?;
+            }
+        }
+        let first = match old {
+            Some(old) => old,
+            None => Cluster::new(ClusterId(rand::random_range(1..=u128::MAX)), shape)?.into(),
+        };
+        let failure = watch::Sender::new(None);
+        let keeper = Keeper { raft: raft.clone(), id, peers: peers.clone(), clusters: clusters_seen.clone(), first };
+        let (dir, told, mut seen) = (dir.to_path_buf(), failure.clone(), clusters_seen.clone());
+        let keeper = tokio::spawn(async move {
+            let check = async {
+                if seen.wait_for(|c| made(c).is_some()).await.is_ok_and(|_| true) {
+                    if let Err(error) = same_shape(&dir, seen.borrow().shape(), shape) {
+                        told.send_replace(Some(error.to_string()));
+                    }
+                    if has_old && let Err(error) = old_file::set_aside(&dir) {
+                        tracing::warn!(%error, "the file of an earlier version could not be renamed");
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::join!(keeper.run(), check);
+        });
+        let store = ConfigStore {
+            inner: Arc::new(Inner {
+                raft,
+                id,
+                peers,
+                clusters: clusters_seen,
+                applied: applied_seen,
+                failure,
+                keeper: keeper.abort_handle(),
+                folder: in_use,
+            }),
+        };
+        if consensus.peers.is_empty() {
+            let mut seen = store.watch();
+            let made = tokio::select! {
+                made = seen.wait_for(|c| made(c).is_some()) => made.map(|_| ()).map_err(|e| failed(&e)),
+                why = store.failed() => Err(failed(&why)),
+            };
+            made?;
+        }
+        Ok(store)
+    }
+
+    /// The cluster as it is now, as far as this controller knows; with the id 0 and no nodes as long as none was made.
     #[must_use]
     pub fn get(&self) -> Arc<Cluster> {
-        self.inner.published.borrow().clone()
+        self.inner.clusters.borrow().clone()
+    }
+
+    /// The id of the cluster, once it was made.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        made(&self.inner.clusters.borrow())
     }
 
     /// Carries out a command, and returns when its change is on disk and published.
     ///
     /// # Errors
-    /// See [`CasError`]; only [`CasError::Unknown`] may have changed something.
-    pub async fn cas(&self, command: Command) -> Result<Applied, CasError> {
-        let turn = self.writer.clone().lock_owned().await;
-        let inner = self.inner.clone();
-        // The turn goes with the write: it ends when the write has ended, whether or not the caller still waits.
-        let change = move || {
-            let _turn = turn;
-            // Nobody looks at what a panic left half done: the store has failed, before anyone has the next turn.
-            let result = catch_unwind(AssertUnwindSafe(|| inner.carry_out(&command)));
-            result.unwrap_or_else(|_| Err(inner.fail("carrying out a change panicked".to_owned())))
-        };
-        match tokio::task::spawn_blocking(change).await {
-            Ok(result) => result,
-            Err(error) => Err(CasError::Unknown(error.to_string())),
+    /// See [`CasError`]; all but [`CasError::Refused`] may have changed something.
+    pub async fn cas(&self, command: Command) -> Result<Decision, CasError> {
+        if let Some(why) = self.inner.failure.borrow().clone() {
+            return Err(CasError::Unknown(why));
+        }
+        if let Some(known) = decided_for_good(&self.get(), &command) {
+            return known;
+        }
+        let deadline = Instant::now() + CAS_TIMEOUT;
+        let outcome = timeout_at(deadline, self.inner.carry_out(command.into()));
+        match outcome.await.unwrap_or(Err(CasError::NoLeader))? {
+            Outcome::Registered => Ok(Decision::Registered),
+            Outcome::Decided(decided) => Ok(Decision::Decided(decided)),
+            Outcome::Refused(why) => Err(CasError::Refused(why)),
+            Outcome::Nothing => Ok(Decision::Done),
+            Outcome::NoCluster => Err(CasError::NoLeader),
         }
     }
 
     /// Tells of every change; who is slow sees only the newest.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<Cluster>> {
-        self.inner.published.subscribe()
+        self.inner.clusters.clone()
+    }
+
+    /// Who the controllers are.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow();
+        let text = |id: u64| format!("{id:016x}");
+        let voters = metrics.membership_config.membership().voter_ids();
+        Standing {
+            id: text(self.inner.id),
+            leader: metrics.current_leader.map(text),
+            voters: voters.map(|id| Voter { id: text(id), address: self.inner.peers.address(id) }).collect(),
+        }
     }
 
     /// Waits until the store has failed for good, and says why.
     pub async fn failed(&self) -> String {
-        let mut failure = self.inner.failure.subscribe();
-        let failed = failure.wait_for(Option::is_some).await;
-        failed.ok().and_then(|f| f.clone()).expect("the sender lives as long as the store, and waits for a text")
+        let (mut failure, mut metrics) = (self.inner.failure.subscribe(), self.inner.raft.metrics());
+        tokio::select! {
+            failed = failure.wait_for(Option::is_some) => match failed {
+                Ok(why) => why.clone().unwrap_or_default(),
+                Err(error) => error.to_string(),
+            },
+            stopped = metrics.wait_for(|m| m.running_state.is_err()) => {
+                let why = stopped.map_or_else(|e| e.to_string(), |m| match &m.running_state {
+                    Err(fatal) => fatal.to_string(),
+                    Ok(()) => String::new(),
+                });
+                self.inner.failure.send_replace(Some(why.clone()));
+                why
+            }
+        }
+    }
+
+    /// Stops, and returns when the folder is free for another process.
+    pub async fn stop(&self) {
+        self.inner.keeper.abort();
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::error!(%error, "the consensus ended badly");
+        }
+        // The tasks that openraft leaves behind end on their own.
+        let released = async {
+            while !self.inner.folder.is_over() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if timeout(RELEASE_TIMEOUT, released).await.is_err() {
+            tracing::warn!("the data folder is still in use");
+        }
+    }
+
+    /// This controller's id.
+    pub(super) fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// Whether there are other controllers.
+    pub(super) fn has_peers(&self) -> bool {
+        !self.inner.peers.addresses.is_empty()
+    }
+
+    /// Answers what another controller asks.
+    pub(super) async fn answer(&self, body: &[u8]) -> Response {
+        let identity = async {
+            let mut peers = self.inner.peers.addresses.clone();
+            peers.sort_unstable();
+            let has_data = self.inner.raft.is_initialized().await.unwrap_or(true);
+            Identity { id: self.inner.id, has_data, cluster: self.cluster(), peers }
+        };
+        messages::answer(&self.inner.raft, identity, self.inner.id, body).await
     }
 }
 
 impl Inner {
-    fn carry_out(&self, command: &Command) -> Result<Applied, CasError> {
-        if let Some(why) = self.failure.borrow().clone() {
-            return Err(CasError::Unknown(why));
+    /// Has the leader carry out an entry, whoever it is; tries until it is left.
+    async fn carry_out(&self, entry: Entry) -> Result<Outcome, CasError> {
+        let request = Request::CarryOut(entry.clone());
+        loop {
+            let leader = match self.raft.client_write(entry.clone()).await {
+                Ok(written) => return Ok(written.data),
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => forward.leader_id,
+                Err(RaftError::APIError(error)) => return Err(CasError::Unknown(error.to_string())),
+                Err(RaftError::Fatal(fatal)) => return Err(CasError::Unknown(fatal.to_string())),
+            };
+            if let Some(leader) = leader.filter(|leader| *leader != self.id) {
+                match self.peers.ask(leader, &request).await {
+                    Ok(Response::CarriedOut { outcome, index }) => {
+                        // Who asks next shall find here what was changed.
+                        let mut applied = self.applied.clone();
+                        let _ = timeout(ARRIVAL_TIMEOUT, applied.wait_for(|applied| *applied >= index)).await;
+                        return Ok(outcome);
+                    }
+                    Ok(other) => tracing::debug!("controller {leader} did not carry out a command: {other:?}"),
+                    Err(error) => tracing::debug!("controller {leader} cannot be asked: {error}"),
+                }
+            }
+            sleep(LEADER_POLL).await;
         }
-        let mut next = Cluster::clone(&self.published.borrow());
-        let before = next.map.version;
-        let applied = next.apply(command)?;
-        if next.map.version != before {
-            map_file::write(&self.dir, &next).map_err(|error| match error {
-                WriteError::NotWritten(_) => CasError::NotWritten(error.to_string()),
-                WriteError::Unknown(_) => self.fail(error.to_string()),
-            })?;
-            self.published.send_replace(Arc::new(next));
-        }
-        Ok(applied)
     }
+}
 
-    /// From now on the store is of no use.
-    fn fail(&self, why: String) -> CasError {
-        self.failure.send_replace(Some(why.clone()));
-        CasError::Unknown(why)
-    }
+fn configuration(consensus: &Consensus) -> Result<openraft::Config, String> {
+    let config = openraft::Config {
+        cluster_name: "controllers".to_owned(),
+        heartbeat_interval: consensus.heartbeat_ms,
+        // openraft waits for the greatest timeout, in which the old leader may still lead, and then for one of these.
+        election_timeout_min: consensus.election_ms / 2,
+        election_timeout_max: consensus.election_ms,
+        install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
+        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        ..Default::default()
+    };
+    config.validate().map_err(|e| e.to_string())
 }
 
 fn same_shape(dir: &Path, kept: Shape, asked: Shape) -> Result<(), OpenError> {
@@ -217,130 +387,4 @@ fn same_shape(dir: &Path, kept: Shape, asked: Shape) -> Result<(), OpenError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kv_proto::{
-        cluster_map::{AckMode, Node},
-        ids::{DiskId, MapVersion, NodeId, ShardId},
-    };
-
-    const SHAPE: Shape = Shape { shards: 1, replicas: 2, partitions: 4, ack: AckMode::Durable };
-
-    fn register(name: &str, disk: u128) -> Command {
-        let node = Node {
-            id: NodeId::new(name).expect("a node id"),
-            disk: DiskId(disk),
-            shard: ShardId(0),
-            prefers_to_lead: name == "a",
-            address: "127.0.0.1:1".to_string(),
-            executors: 1,
-        };
-        Command::Register { cluster: None, node }
-    }
-
-    #[tokio::test]
-    async fn changes_are_kept_published_and_there_again_after_a_restart() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
-        let mut watch = store.watch();
-        assert_eq!(store.get().map.version, MapVersion(1));
-        for name in ["a", "b"] {
-            assert_eq!(store.cas(register(name, 1)).await.expect(name), Applied::Registered);
-        }
-        assert!(watch.has_changed().expect("open"));
-        let newest = watch.borrow_and_update().clone();
-        assert!(newest.map.is_complete(), "two changes, of which only the newest is seen");
-        store.cas(register("a", 1)).await.expect("the same again");
-        assert!(!watch.has_changed().expect("open"));
-        drop((store, watch));
-        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened again");
-        assert_eq!(store.get(), newest);
-    }
-
-    #[tokio::test]
-    async fn concurrent_changes_are_all_carried_out() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
-        let tasks: Vec<_> = (0..20u128)
-            .map(|disk| {
-                let store = store.clone();
-                tokio::spawn(async move { store.cas(register(if disk % 2 == 0 { "a" } else { "b" }, disk)).await })
-            })
-            .collect();
-        for task in tasks {
-            task.await.expect("no panic").expect("registered");
-        }
-        assert_eq!(store.get().map.version, MapVersion(21));
-    }
-
-    #[tokio::test]
-    async fn a_change_that_cannot_be_written_changes_nothing() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
-        let in_the_way = dir.path().join("cluster-map.json.new");
-        fs::create_dir(&in_the_way).expect("a folder in the way");
-        assert!(matches!(store.cas(register("a", 1)).await, Err(CasError::NotWritten(_))));
-        assert_eq!(store.get().map.nodes, []);
-        fs::remove_dir(&in_the_way).expect("out of the way");
-        store.cas(register("a", 1)).await.expect("written");
-    }
-
-    #[tokio::test]
-    async fn after_a_write_of_unknown_outcome_the_store_says_nothing_more() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
-        let file = dir.path().join("cluster-map.json");
-        fs::remove_file(&file).expect("removed");
-        fs::create_dir(&file).expect("a folder cannot be renamed over");
-        assert!(matches!(store.cas(register("a", 1)).await, Err(CasError::Unknown(_))));
-        fs::remove_dir(&file).expect("out of the way");
-        assert!(matches!(store.cas(register("a", 1)).await, Err(CasError::Unknown(_))));
-        assert!(!store.failed().await.is_empty());
-        assert_eq!(store.get().map.nodes, []);
-    }
-
-    #[tokio::test]
-    async fn after_a_panic_the_store_says_nothing_more() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
-        store.cas(register("a", 1)).await.expect("registered");
-        // No file is like this; the next node lets partitions be created, for which there is no place.
-        let whole = store.get();
-        store.inner.published.send_replace(Arc::new(Cluster { carried_out: Vec::new(), ..Cluster::clone(&whole) }));
-        assert!(matches!(store.cas(register("b", 1)).await, Err(CasError::Unknown(_))));
-        store.inner.published.send_replace(whole);
-        assert!(matches!(store.cas(register("b", 1)).await, Err(CasError::Unknown(_))));
-        assert!(store.failed().await.contains("panicked"));
-    }
-
-    #[test]
-    fn two_routers_cannot_share_a_folder() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = ConfigStore::open(dir.path(), SHAPE).expect("opened");
-        let error = ConfigStore::open(dir.path(), SHAPE).expect_err("in use");
-        assert!(error.to_string().contains("in use by another process"), "{error}");
-        drop(store);
-        ConfigStore::open(dir.path(), SHAPE).expect("free again");
-    }
-
-    #[test]
-    fn another_shape_than_that_of_the_cluster_is_refused_with_a_cure() {
-        let dir = tempfile::tempdir().expect("a folder");
-        drop(ConfigStore::open(dir.path(), SHAPE).expect("opened"));
-        for (shape, flag) in [
-            (Shape { shards: 2, ..SHAPE }, "start with --shards 1"),
-            (Shape { replicas: 1, ..SHAPE }, "start with --replicas 2"),
-            (Shape { partitions: 8, ..SHAPE }, "start with --partitions 4"),
-            (
-                Shape { ack: AckMode::Replicated, ..SHAPE },
-                "made with --ack durable, which cannot be changed to replicated: start with --ack durable",
-            ),
-        ] {
-            let error = ConfigStore::open(dir.path(), shape).expect_err(flag);
-            assert!(error.to_string().contains(flag), "{error}");
-        }
-        let other = tempfile::tempdir().expect("a folder");
-        let error = ConfigStore::open(other.path(), Shape { shards: 0, ..SHAPE }).expect_err("impossible");
-        assert!(matches!(error, OpenError::Shape(_)), "{error}");
-    }
-}
+pub(crate) mod tests;

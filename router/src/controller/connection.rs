@@ -5,6 +5,8 @@
 //! node: Register           → Registered, then the map now and after every change; or Refused
 //! node: Propose            → Decided
 //! node: Ping               → Pong
+//!
+//! controller: Hello{Controller}  → Welcome, then an answer to each question (`raft/messages.rs`)
 //! ```
 //!
 //! Maps are pushed with id 0, everything else answers under the id of what it answers.
@@ -17,7 +19,9 @@
 //! * Who has not registered within [`Settings::hello_timeout`] of the accept is gone, whatever it has sent by then.
 
 use super::{
-    config_store::{CasError, ConfigStore},
+    config_store::{ConfigStore, Decision},
+    error::CasError,
+    raft::messages,
     server::{Present, PresentNode, Settings},
 };
 use kv_proto::{
@@ -30,19 +34,21 @@ use kv_proto::{
     ids::{DiskId, ExecutorIndex, Member},
 };
 use kv_replication::{
-    cluster::{Applied, Cluster, Command},
+    cluster::{Cluster, Command},
     configuration,
 };
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::watch,
-    time::{Instant, sleep_until, timeout_at},
+    sync::{OwnedSemaphorePermit, watch},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 /// Longest message of a node, in bytes: proposals for every partition of the largest cluster fit.
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
+/// How long the process that has a node's name may take to say that it is there.
+const NAMESAKE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -127,6 +133,11 @@ enum State {
         /// Keeps another process from taking the name.
         _place: PresentNode,
     },
+    /// Another controller.
+    Controller {
+        /// One of those that there are.
+        _place: OwnedSemaphorePermit,
+    },
 }
 
 struct Connection<'a> {
@@ -149,6 +160,7 @@ impl Connection<'_> {
     fn name(&self) -> &str {
         match &self.state {
             State::Registered { node, .. } => node.id.as_str(),
+            State::Controller { .. } => "a controller",
             State::New | State::Welcome => "unknown",
         }
     }
@@ -181,7 +193,7 @@ impl Connection<'_> {
     fn deadline(&self) -> (Instant, &'static str) {
         match self.state {
             State::New | State::Welcome => (self.due, "it did not register in time"),
-            State::Registered { .. } => {
+            State::Registered { .. } | State::Controller { .. } => {
                 (Instant::now() + self.settings.idle_timeout, "it was silent, or did not read, for too long")
             }
         }
@@ -213,6 +225,11 @@ impl Connection<'_> {
                     let message = codec::decode(message.body);
                     self.handle(id, message.map_err(|e| refused(ErrorCode::Malformed, e.to_string()))?).await?;
                 }
+                (State::Controller { .. }, Kind::Consensus) => {
+                    let answer = self.store.answer(message.body).await;
+                    let body = serde_json::to_vec(&answer).map_err(io::Error::other)?;
+                    append_message(&mut self.output, Kind::Consensus, id, |b| b.extend_from_slice(&body));
+                }
                 (State::New, _) => return Err(refused(ErrorCode::BadFrame, "a connection begins with a hello")),
                 _ => {
                     let message = format!("a controller takes no {kind:?} from a node");
@@ -225,39 +242,57 @@ impl Connection<'_> {
     }
 
     fn handle_hello(&mut self, id: u64, hello: Hello) -> Result<(), End> {
-        let ours = self.store.get().map.cluster;
-        if hello.caller != Caller::Node {
-            let message = "this is the controller's port, where only nodes register; clients connect to the nodes' own \
-                           ports, or use the router's HTTP API";
-            return Err(refused(ErrorCode::BadFrame, message));
-        }
-        if let Some(theirs) = hello.cluster.filter(|theirs| *theirs != ours) {
+        let ours = self.store.cluster();
+        if let (Some(theirs), Some(ours)) = (hello.cluster, ours)
+            && theirs != ours
+        {
             let message = format!(
                 "this controller keeps cluster {ours}, not {theirs}: point --controller at the controller of {theirs}, or \
                  start the node without its data"
             );
             return Err(refused(ErrorCode::WrongCluster, message));
         }
+        let (state, limit) = match hello.caller {
+            Caller::Node => (State::Welcome, MAX_MESSAGE_BYTES),
+            Caller::Controller => (State::Controller { _place: self.controller_place()? }, messages::MAX_BYTES),
+            Caller::Client | Caller::Peer { .. } => {
+                let message = "this is the controller's port, where only nodes register; clients connect to the nodes' \
+                               own ports, or use the router's HTTP API";
+                return Err(refused(ErrorCode::BadFrame, message));
+            }
+        };
         let welcome = Welcome {
-            cluster: Some(ours),
+            cluster: ours,
             node: self.settings.router,
-            // A router keeps no partition, so that it has neither a disk nor executors to tell of.
-            disk: DiskId(0),
+            // A router keeps no partition: its disk is that of its controller, and it has no executors to tell of.
+            disk: DiskId(u128::from(self.store.id())),
             executor: ExecutorIndex(0),
             executors: 1,
             limits: self.settings.limits,
         };
         append_message(&mut self.output, Kind::Welcome, id, |body| codec::encode_into(body, &welcome));
-        self.decoder.set_limit(MAX_MESSAGE_BYTES);
-        self.state = State::Welcome;
+        self.decoder.set_limit(limit);
+        self.state = state;
         Ok(())
+    }
+
+    fn controller_place(&self) -> Result<OwnedSemaphorePermit, End> {
+        if !self.store.has_peers() {
+            let message =
+                "this is the only controller of its cluster; give it --controller-peers to have it be one of several";
+            return Err(refused(ErrorCode::BadFrame, message));
+        }
+        let place = self.settings.controllers.clone().try_acquire_owned();
+        place.map_err(|_| refused(ErrorCode::TooManyConnections, "as many controllers are connected as can be"))
     }
 
     async fn handle(&mut self, id: u64, message: ToController) -> Result<(), End> {
         match message {
             ToController::Ping => self.answer(id, &FromController::Pong),
             ToController::Register { cluster, node } => {
-                let Some(place) = self.present.enter(node.id, node.disk) else {
+                let elsewhere = self.store.has_peers() && namesake_answers(&self.store.get(), &node).await;
+                let place = self.present.enter(node.id, node.disk);
+                let Some(place) = place.filter(|_| !elsewhere) else {
                     let why = format!(
                         "another process is registered as {}: give this one another --id, or stop that one first",
                         node.id
@@ -273,11 +308,14 @@ impl Connection<'_> {
                         self.answer(id, &FromController::Registered { cluster: self.store.get().map.cluster });
                         self.push_map();
                     }
-                    Err(error @ (CasError::Refused(_) | CasError::NotWritten(_))) => {
+                    Err(error @ CasError::Refused(_)) => {
                         tracing::warn!(node = %node.id, %error, "a node cannot take part");
                         self.answer(id, &FromController::Refused(error.to_string()));
                     }
-                    Err(error @ CasError::Unknown(_)) => return Err(End::Gone(io::Error::other(error))),
+                    // The node tries again, perhaps at another controller.
+                    Err(error @ (CasError::NoLeader | CasError::Unknown(_))) => {
+                        return Err(End::Gone(io::Error::other(error)));
+                    }
                 }
             }
             ToController::Propose(proposals) => {
@@ -310,15 +348,10 @@ impl Connection<'_> {
             }
         }
         let outcomes = match self.store.cas(Command::Propose(allowed)).await {
-            Ok(Applied::Decided(outcomes)) => {
-                outcomes.into_iter().map(|o| o.map(|refusal| refusal.to_string())).collect()
-            }
-            Ok(Applied::Registered) => Vec::new(),
-            Err(error @ (CasError::NotWritten(_) | CasError::Refused(_))) => {
-                vec![Some(error.to_string()); decided.iter().filter(|d| d.is_none()).count()]
-            }
+            Ok(Decision::Decided(outcomes)) => outcomes,
+            Ok(Decision::Registered | Decision::Done) => Vec::new(),
             // Whether it was carried out is not known, so that no answer would be true.
-            Err(error @ CasError::Unknown(_)) => return Err(End::Gone(io::Error::other(error))),
+            Err(error) => return Err(End::Gone(io::Error::other(error))),
         };
         for (place, outcome) in decided.iter_mut().filter(|d| d.is_none()).zip(outcomes) {
             *place = outcome;
@@ -334,4 +367,28 @@ impl Connection<'_> {
         let map = self.maps.borrow_and_update().map.clone();
         self.answer(0, &FromController::Map(map));
     }
+}
+
+/// Whether a process with another disk answers at the address that is registered under the node's name. Who is connected to
+/// another controller is not known here, but the process itself can be asked.
+async fn namesake_answers(cluster: &Cluster, node: &Node) -> bool {
+    let Some(known) = cluster.map.node(node.id).filter(|known| known.disk != node.disk) else { return false };
+    let ask = async {
+        let mut stream = TcpStream::connect(&known.address).await.ok()?;
+        let (mut bytes, mut decoder) = (Vec::new(), Decoder::new(MAX_HELLO_BYTES));
+        let hello = Hello { cluster: None, caller: Caller::Client, executor: None };
+        append_message(&mut bytes, Kind::Hello, 0, |body| codec::encode_into(body, &hello));
+        stream.write_all(&bytes).await.ok()?;
+        bytes.clear();
+        loop {
+            if let (_, Some(message)) = decoder.decode(&bytes).ok()? {
+                return codec::decode::<Welcome>(message.body).ok();
+            }
+            if stream.read_buf(&mut bytes).await.ok()? == 0 {
+                return None;
+            }
+        }
+    };
+    let welcome = timeout(NAMESAKE_TIMEOUT, ask).await.ok().flatten();
+    welcome.is_some_and(|welcome| welcome.node == node.id && welcome.disk == known.disk)
 }

@@ -1,4 +1,4 @@
-//! The controller's listener: the binary protocol, for nodes.
+//! The controller's listener: the binary protocol, for nodes and other controllers.
 
 use super::{config_store::ConfigStore, connection};
 use crate::accept::next_connection;
@@ -19,6 +19,9 @@ use tokio::{net::TcpListener, sync::Semaphore, sync::watch, task::JoinSet};
 /// Most connections at a time; a node needs one.
 const MAX_CONNECTIONS: usize = 1024;
 
+/// Most connections of other controllers at a time, since their messages are long.
+const MAX_CONTROLLERS: usize = 32;
+
 /// What the listener is told.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -26,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) router: NodeId,
     /// What a client of this router can rely on.
     pub(crate) limits: Limits,
+    /// Places for other controllers.
+    pub(crate) controllers: Arc<Semaphore>,
     /// How long a stranger may take to say hello and register, counted from the accept.
     pub(crate) hello_timeout: Duration,
     /// How long a registered node may say nothing, not even ping; and how long it may take to read what it was sent.
@@ -34,7 +39,13 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn new(router: NodeId, limits: Limits) -> Self {
-        Settings { router, limits, hello_timeout: Duration::from_secs(5), idle_timeout: Duration::from_secs(10) }
+        Settings {
+            router,
+            limits,
+            controllers: Arc::new(Semaphore::new(MAX_CONTROLLERS)),
+            hello_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(10),
+        }
     }
 }
 

@@ -20,14 +20,14 @@ use super::{
     exchange::{Body, Reply, reply},
     same_origin, survey, value,
 };
-use crate::controller::config_store::CasError;
+use crate::controller::{config_store::Decision, error::CasError};
 use hyper::{Request, StatusCode, body::Incoming};
 use kv_proto::{
     control::{Change, Proposal},
     ids::{Epoch, HistoryId, NodeId, PartitionId},
     request::AdminCommand,
 };
-use kv_replication::cluster::{Applied, Command};
+use kv_replication::cluster::Command;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -154,8 +154,8 @@ impl Inner {
         }
         tracing::warn!(leader = %leader.node, partitions = ?wish.partitions, "a forced recovery was asked for");
         let decided = match self.store.cas(Command::Propose(proposals.clone())).await {
-            Ok(Applied::Decided(decided)) => decided,
-            Ok(Applied::Registered) => Vec::new(),
+            Ok(Decision::Decided(decided)) => decided,
+            Ok(Decision::Registered | Decision::Done) => Vec::new(),
             Err(error @ CasError::Unknown(_)) => return Err(ApiError::interrupted(error.to_string())),
             Err(error) => return Err(ApiError::not_ready(error.to_string())),
         };
@@ -168,7 +168,7 @@ impl Inner {
                     outcomes.accepted.push(Accepted { partition, leader: leader.node, epoch, history });
                 }
                 (Some(why), _) => {
-                    let error = ApiError::new(StatusCode::CONFLICT, "not_recoverable", why.to_string());
+                    let error = ApiError::new(StatusCode::CONFLICT, "not_recoverable", why);
                     outcomes.refuse(partition, &error);
                     refusal = refusal.or(Some(error));
                 }

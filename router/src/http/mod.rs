@@ -117,6 +117,10 @@ impl Inner {
                 Route::Topology => self.topology().await,
                 Route::Map => self.map(request.uri().query().unwrap_or_default()).await,
                 Route::Admin(admin) => self.admin(admin, request).await,
+                Route::Controllers => {
+                    let body = serde_json::to_vec(&self.store.standing()).expect("texts are JSON");
+                    Ok(reply(StatusCode::OK, value::JSON, Body::from(body)))
+                }
                 Route::Health => Ok(reply(StatusCode::OK, value::JSON, Body::from(r#"{"status":"ok"}"#))),
                 Route::Ready => self.ready().await,
                 Route::Index => Ok(reply(StatusCode::OK, value::TEXT, Body::from(LISTING))),
@@ -136,7 +140,11 @@ impl Inner {
     }
 
     async fn ready(&self) -> Result<Reply, ApiError> {
-        let map = &self.store.get().map;
+        let cluster = self.store.get();
+        if let Some(why) = cluster.held_back() {
+            return Err(ApiError::not_ready(why));
+        }
+        let map = &cluster.map;
         // Without the whole map there is an answer already.
         let answers = if map.is_complete() { survey::ask(&self.client, map).await } else { survey::Answers::new() };
         let health = Health::of(map, &answers);

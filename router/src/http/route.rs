@@ -19,6 +19,7 @@ POST /v1/admin/handoff    body {\"partitions\": [3]}, {\"led_by\": \"NODE\"} or 
 POST /v1/admin/drop       body {\"partitions\": [3], \"node\": \"NODE\"}: the leader goes on without that follower
 POST /v1/admin/force-recover   see `kv admin force-recover --help`
 GET /readyz               200 when every partition takes writes: \"ready\", or \"degraded\" with the reasons
+GET /v1/controllers       who keeps the cluster map: voters and leader, as JSON
 GET /healthz              200 while the router runs
 ";
 
@@ -39,6 +40,8 @@ pub(super) enum Route<'a> {
     Map,
     /// `/v1/admin/…`
     Admin(Admin),
+    /// `/v1/controllers`
+    Controllers,
     /// `/healthz`
     Health,
     /// `/readyz`
@@ -63,6 +66,7 @@ impl<'a> Route<'a> {
             "/v1/admin/handoff" => Some(Route::Admin(Admin::Handoff)),
             "/v1/admin/drop" => Some(Route::Admin(Admin::Drop)),
             "/v1/admin/force-recover" => Some(Route::Admin(Admin::ForceRecover)),
+            "/v1/controllers" => Some(Route::Controllers),
             "/healthz" => Some(Route::Health),
             "/readyz" => Some(Route::Ready),
             "" => Some(Route::Index),
@@ -84,7 +88,9 @@ impl<'a> Route<'a> {
             Route::Delete => "DELETE",
             Route::Value(_) => "GET, HEAD, PUT, DELETE",
             Route::Admin(_) => "POST",
-            Route::Topology | Route::Map | Route::Health | Route::Ready | Route::Index => "GET, HEAD",
+            Route::Topology | Route::Map | Route::Controllers | Route::Health | Route::Ready | Route::Index => {
+                "GET, HEAD"
+            }
         }
     }
 
@@ -116,6 +122,7 @@ mod tests {
             ("/v1/map", Some(Route::Map)),
             ("/v1/admin/drop", Some(Route::Admin(Admin::Drop))),
             ("/v1/admin", None),
+            ("/v1/controllers", Some(Route::Controllers)),
             ("/healthz", Some(Route::Health)),
             ("/readyz/", Some(Route::Ready)),
             ("/", Some(Route::Index)),

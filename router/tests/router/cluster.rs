@@ -200,6 +200,22 @@ impl NodeConnection {
         self.map().await
     }
 
+    /// The next answer of one controller to another, which is JSON.
+    pub(crate) async fn answer_of_controller(&mut self) -> String {
+        loop {
+            let (used, message) = self.decoder.decode(&self.input).expect("frames");
+            let answer = message.map(|m| (m.kind, String::from_utf8_lossy(m.body).into_owned()));
+            self.input.drain(..used);
+            match answer {
+                Some((Kind::Consensus, text)) => return text,
+                Some((kind, text)) => panic!("{kind:?} {text}"),
+                None => {}
+            }
+            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.input)).await.expect("an answer");
+            assert!(read.is_ok_and(|n| n > 0), "the connection ended");
+        }
+    }
+
     pub(crate) async fn map(&mut self) -> ClusterMap {
         match self.receive().await {
             Received::Message(0, FromController::Map(map)) => map,

@@ -3,6 +3,7 @@
 mod admin;
 mod cluster;
 mod controller;
+mod controllers;
 mod documented;
 mod fake_node;
 mod http;
