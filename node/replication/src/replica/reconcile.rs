@@ -155,10 +155,14 @@ impl Replica {
                 Stage::Recording | Stage::Adopting(Some(_)) => return,
             }
         }
-        self.tend_learners(now, out);
+        if acts {
+            self.tend_learners(now, out);
+        }
         if let Role::Leader(leader) = &mut self.role {
             leader.all_mut().for_each(|f| f.maybe_read(self.log.tail(), out));
-            leader.maybe_ask(now, self.committed, &self.options, out);
+            if acts {
+                leader.maybe_ask(now, self.committed, &self.options, out);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The cluster: what happens to it is taken from the queue one by one, given to whom it is for, and what comes of it is put back.
 
 use crate::{
-    checks::{Checks, Counted, Verdict},
+    checks::{Checks, Counted, Verdict, ensure},
     clients::{Clients, Waiting},
     controller::Controller,
     disk::Disk,
@@ -18,6 +18,9 @@ use kv_proto::{
     stats::Role,
 };
 use kv_replication::replica::{Action, Actions, Event, LogEntry, Outcome, ReadCheck, Refusal, Replica};
+
+/// More than any run has: who has more does the same thing again and again.
+const MAX_EVENTS: u64 = 100_000;
 
 pub(crate) struct World {
     pub(crate) plan: Plan,
@@ -85,6 +88,7 @@ impl World {
     /// The next thing happens.
     pub(crate) fn step(&mut self) -> Verdict {
         let happening = self.queue.pop().ok_or("nothing happens any more")?;
+        ensure(self.queue.count() < MAX_EVENTS, || "two go round and round".to_owned())?;
         self.happen(happening)
     }
 
