@@ -23,6 +23,7 @@ use kv_storage::{
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     to: NodeId,
+    sent: u64,
     /// The epoch that it is made in.
     epoch: Epoch,
     /// The last record that was applied when it began.
@@ -68,9 +69,9 @@ impl World {
         let (encoder, bytes) =
             Encoder::new(identity(), &Header { cluster: CLUSTER, partition, configuration, start });
         let (operations, walk) = (Lsn(0), Walk::new());
-        part.outgoing.insert(connection, Outgoing { to, epoch, start, encoder, operations, walk, parts: 1 });
+        part.outgoing.insert(connection, Outgoing { to, sent, epoch, start, encoder, operations, walk, parts: 1 });
         self.send_on(connection, true, (epoch, PeerBody::CopyBegin { start, sent }));
-        self.send_on(connection, true, (epoch, PeerBody::CopyPart { number: 0, bytes }));
+        self.send_on(connection, true, (epoch, PeerBody::CopyPart { sent, number: 0, bytes }));
         self.go_on_with_copy(place, connection);
         Ok(())
     }
@@ -90,10 +91,10 @@ impl World {
         if epoch != Some(copy.epoch) || !self.network.is_open(connection) {
             return Ok(());
         }
-        let (to, start, epoch, number) = (copy.to, copy.start, copy.epoch, copy.parts);
+        let (to, sent, start, epoch, number) = (copy.to, copy.sent, copy.start, copy.epoch, copy.parts);
         copy.parts += 1;
         let (bytes, rest) = copy.next(part.disk.process.as_ref().expect("it is running"), max_bytes);
-        self.send_on(connection, true, (epoch, PeerBody::CopyPart { number, bytes }));
+        self.send_on(connection, true, (epoch, PeerBody::CopyPart { sent, number, bytes }));
         match rest {
             Ok(copy) => {
                 self.part_mut(place).outgoing.insert(connection, copy);
@@ -101,7 +102,7 @@ impl World {
                 Ok(())
             }
             Err((end, digest)) => {
-                self.send_on(connection, true, (epoch, PeerBody::CopyEnd { parts: number + 1, end, digest }));
+                self.send_on(connection, true, (epoch, PeerBody::CopyEnd { sent, parts: number + 1, end, digest }));
                 self.give(place, Event::CopySent { to, start })
             }
         }
