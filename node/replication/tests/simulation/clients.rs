@@ -75,6 +75,8 @@ struct Attempt {
     called: Time,
     /// The number of the attempt that is under way, and when it began.
     under_way: Option<(u64, Time)>,
+    /// When it is tried again, if none is.
+    again: Time,
     /// Nothing that was tried so far can have happened, or happen yet.
     is_certain: bool,
 }
@@ -171,7 +173,7 @@ impl World {
             return Ok(());
         };
         if now < attempt.called + DEADLINE {
-            if attempt.under_way.is_none_or(|(_, since)| now >= since + PATIENCE) {
+            if now >= attempt.under_way.map_or(attempt.again, |(_, since)| since + PATIENCE) {
                 self.try_once(at);
             }
             return Ok(());
@@ -209,7 +211,7 @@ impl World {
             Wanted::Read(self.random.below(KEYS) as u8)
         };
         let called = self.queue.now;
-        let attempt = Attempt { partition, what, called, under_way: None, is_certain: true };
+        let attempt = Attempt { partition, what, called, under_way: None, again: called, is_certain: true };
         self.clients.clients[client].current = Some(attempt);
         self.queue.push(called + DEADLINE, Happening::Client { client });
         self.try_once(client);
@@ -342,7 +344,8 @@ impl World {
         let Some(attempt) = client.current.as_mut().filter(is_it) else { return Ok(()) };
         attempt.under_way = None;
         attempt.is_certain &= !matches!(answer, Answer::Unknown);
-        let partition = attempt.partition;
+        attempt.again = now + self.random.below(120 * MS);
+        let (partition, again) = (attempt.partition, attempt.again);
         match (answer, attempt.what) {
             (Answer::Written(lsn), Wanted::Write(number)) => {
                 let key = key_of(number).0;
@@ -354,7 +357,6 @@ impl World {
             }
             (Answer::Refused | Answer::Unknown, _) => {
                 self.coverage.note("refusals", 1);
-                let again = now + self.random.below(120 * MS);
                 self.queue.push(again, Happening::Client { client: at });
             }
             (answer, what) => unreachable!("{answer:?} to {what:?}"),

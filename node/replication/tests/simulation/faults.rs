@@ -111,9 +111,10 @@ impl World {
                 self.queue.push(now + takes, Happening::Wake { node, life });
             }
             Fault::Disconnect => {
-                let nth = self.random.below(64) as usize;
-                if let Some(connection) = self.network.nth(nth) {
-                    self.disconnect(connection)?;
+                let open = self.network.open();
+                if !open.is_empty() {
+                    let nth = self.random.below(open.len() as u64) as usize;
+                    self.disconnect(open[nth])?;
                 }
             }
             Fault::Block => {
@@ -247,10 +248,8 @@ impl World {
             self.queue.push(now + 10 * MS, Happening::Wake { node, life });
         }
         // What was lost alone is sent again on another connection.
-        while self.plan.datagrams
-            && let Some(connection) = self.network.nth(0)
-        {
-            self.disconnect(connection)?;
+        if self.plan.datagrams {
+            self.network.open().into_iter().try_for_each(|connection| self.disconnect(connection))?;
         }
         let clients = self.plan.clients;
         (0..clients).for_each(|client| self.queue.push(now + 20 * MS, Happening::Client { client }));

@@ -60,10 +60,9 @@ impl Network {
         self.blocked.get(&(from, to)).copied().unwrap_or(0)
     }
 
-    /// One of the open connections.
-    pub(crate) fn nth(&self, n: usize) -> Option<u64> {
-        let open = self.open.len().max(1);
-        self.open.values().nth(n % open).copied()
+    /// The open connections.
+    pub(crate) fn open(&self) -> Vec<u64> {
+        self.open.values().copied().collect()
     }
 }
 
