@@ -28,6 +28,9 @@ struct Committed {
     position: Position,
     number: Option<u64>,
     acknowledged: bool,
+    /// Its last copy was in the memory of a process that ended, or a person gave it up; unless it turns up again. So is what
+    /// follows it.
+    lost: bool,
 }
 
 /// What is checked of a partition.
@@ -122,11 +125,12 @@ impl Checks {
 
     /// The last record that is committed.
     pub(crate) fn last(&self) -> Position {
-        self.history.last().map(|c| c.position).unwrap_or_default()
+        self.history.iter().rfind(|c| !c.lost).map(|c| c.position).unwrap_or_default()
     }
 
     fn at(&self, lsn: Lsn) -> Position {
-        lsn.0.checked_sub(1).map(|at| self.history[at as usize].position).unwrap_or_default()
+        let committed = lsn.0.checked_sub(1).and_then(|at| self.history.get(at as usize));
+        committed.map(|c| c.position).unwrap_or_default()
     }
 
     /// Whether a log has a record that is committed.
@@ -138,14 +142,19 @@ impl Checks {
         base <= self.history.len() && self.at(log.base.lsn) == log.base && self.at(position.lsn) == position
     }
 
-    /// Everything that none of these logs has is lost: its last copy was in the memory of a process that ended, or a person gave
-    /// it up. A log that has a record has what is before it.
+    /// Everything that none of these logs has is lost. A log that has a record has what is before it.
     pub(crate) fn lose_all_but<'a>(&mut self, logs: impl Iterator<Item = &'a Log> + Clone) {
         let kept = (0..self.history.len()).rev().map(|at| self.history[at].position);
         let kept = kept.into_iter().find(|position| logs.clone().any(|log| self.holds(log, *position)));
-        for lost in self.history.drain(kept.map_or(0, |p| p.lsn.0 as usize)..) {
-            self.losses += 1;
-            lost.number.map(|number| self.applied.remove(&number));
+        for committed in self.history.iter_mut().skip(kept.map_or(0, |p| p.lsn.0 as usize)) {
+            self.losses += u64::from(!std::mem::replace(&mut committed.lost, true));
+        }
+    }
+
+    /// Everything up to this record is there, whatever was thought.
+    fn turn_up(&mut self, position: Position) {
+        for committed in self.history.iter_mut().take_while(|c| c.position.lsn <= position.lsn) {
+            committed.lost = false;
         }
     }
 
@@ -184,7 +193,7 @@ impl Checks {
             }
             LogEntry::Cut { from } => log.from(*from).iter().try_for_each(|record| {
                 let committed = self.history.get(record.position.lsn.0 as usize - 1);
-                let cut = committed.is_some_and(|c| c.position == record.position);
+                let cut = committed.is_some_and(|c| c.position == record.position && !c.lost);
                 ensure(!cut, || format!("node {node} cuts {}, which is committed", record.position))
             }),
             LogEntry::Configuration(_) | LogEntry::Reset { .. } => Ok(()),
@@ -203,14 +212,20 @@ impl Checks {
         })?;
         ensure(at <= self.history.len(), || format!("node {node} applies {position} before what is before it"))?;
         if let Some(committed) = self.history.get(at) {
-            let same = committed.position == position;
-            return ensure(same, || format!("node {node} applies {position} where {} is committed", committed.position));
+            if committed.position == position {
+                self.turn_up(position);
+                return Ok(());
+            }
+            ensure(committed.lost, || format!("node {node} applies {position} where {} is committed", committed.position))?;
+            for lost in self.history.drain(at..) {
+                lost.number.map(|number| self.applied.remove(&number));
+            }
         }
         if let Some(number) = number {
             let before = self.applied.insert(number, position.lsn);
             ensure(before.is_none(), || format!("write {number} is applied at {before:?} and again at {position}"))?;
         }
-        self.history.push(Committed { position, number, acknowledged: false });
+        self.history.push(Committed { position, number, acknowledged: false, lost: false });
         Ok(())
     }
 
@@ -269,7 +284,7 @@ impl Checks {
         self.lead(life, epoch)?;
         self.served = self.served.max(epoch);
         self.epochs_served.insert(epoch);
-        let missing = self.history.iter().skip(committed.0 as usize).find(|c| c.acknowledged);
+        let missing = self.history.iter().skip(committed.0 as usize).find(|c| c.acknowledged && !c.lost);
         if let Some(missing) = missing {
             // Whoever leads by a newer epoch may have gone on: then this one does not answer reads any more.
             let position = missing.position;
@@ -299,7 +314,7 @@ impl Checks {
         ensure(epoch >= self.served, || {
             format!("node {node} answers reads in epoch {epoch}, and epoch {} is served", self.served)
         })?;
-        let missing = self.history.iter().skip(replica.committed().0 as usize).find(|c| c.acknowledged);
+        let missing = self.history.iter().skip(replica.committed().0 as usize).find(|c| c.acknowledged && !c.lost);
         missing.map_or(Ok(()), |missing| {
             Err(format!("node {node} answers reads without {}, which was acknowledged", missing.position))
         })
