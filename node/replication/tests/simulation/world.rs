@@ -85,6 +85,13 @@ impl World {
         self.nodes.iter().position(|n| n.member.node == id).expect("a node")
     }
 
+    /// Prints what happens, if somebody wants to look at it.
+    pub(crate) fn tell(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:9.3} {}", self.queue.now as f64 / MS as f64, what());
+        }
+    }
+
     /// The next thing happens.
     pub(crate) fn step(&mut self) -> Verdict {
         let happening = self.queue.pop().ok_or("nothing happens any more")?;
@@ -103,9 +110,7 @@ impl World {
                 return Ok(());
             }
         }
-        if self.trace {
-            println!("{:9.3} {happening:?}", self.queue.now as f64 / MS as f64);
-        }
+        self.tell(|| format!("{happening:?}"));
         match happening {
             Happening::Letter { connection, to_follower, late, letter } => {
                 self.handle_letter(connection, to_follower, late, letter)
@@ -215,9 +220,7 @@ impl World {
         let (node, epoch, life) = (place.node, configuration.epoch, self.nodes[place.node].life);
         let mut appended = false;
         for action in actions {
-            if self.trace {
-                println!("          n{node} p{} e{epoch}: {action:?}", place.partition);
-            }
+            self.tell(|| format!("n{node} p{} e{epoch}: {action:?}", place.partition));
             match action {
                 Action::Append(entry) => {
                     self.coverage.note("cuts", u64::from(matches!(entry, LogEntry::Cut { .. })));
