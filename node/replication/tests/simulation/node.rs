@@ -193,7 +193,7 @@ impl World {
     }
 
     /// Where memory is enough, what no member has any more is lost.
-    fn note_losses(&mut self, partition: usize) {
+    pub(crate) fn note_losses(&mut self, partition: usize) {
         let Some(configuration) = self.controller.configuration(partition) else { return };
         let members = self.nodes.iter().filter(|n| configuration.is_member(n.member));
         let logs = members.map(|n| if n.up { &n.parts[partition].disk.live } else { &n.parts[partition].disk.durable });

@@ -193,6 +193,9 @@ impl World {
         if let Some(stranger) = after.members().find(|m| !was_member(m)).filter(|_| !admits) {
             return Err(format!("{stranger} was no member and is one in epoch {}", after.epoch));
         }
+        if !self.plan.durable() {
+            self.note_losses(partition);
+        }
         (0..self.nodes.len()).for_each(|node| self.push_map(node, false));
         Ok(())
     }
@@ -218,6 +221,8 @@ impl World {
         let replica = self.part(place).replica.as_ref().expect("who acts has a replica");
         let (configuration, committed) = (replica.configuration().clone(), replica.committed());
         let (node, epoch, life) = (place.node, configuration.epoch, self.nodes[place.node].life);
+        let leads = configuration.leader == self.nodes[node].member
+            && self.controller.configuration(place.partition).is_some_and(|c| c.epoch == epoch);
         let mut appended = false;
         for action in actions {
             self.tell(|| format!("n{node} p{} e{epoch}: {action:?}", place.partition));
@@ -252,7 +257,7 @@ impl World {
                 }
                 Action::Apply(record) => {
                     let digest = self.part_mut(place).disk.apply(&record)?;
-                    self.checks[place.partition].apply(node, &record, digest)?;
+                    self.checks[place.partition].apply(node, &record, digest, leads)?;
                 }
                 Action::Reply { token, outcome } => {
                     let Some(waiting) = self.part_mut(place).waiting.remove(&token.0) else { continue };
