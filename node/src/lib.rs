@@ -16,6 +16,7 @@ pub mod bench_wal;
 mod byte_size;
 mod clock;
 mod executor;
+mod failover_options;
 mod fatal;
 mod mailbox;
 mod options;
@@ -27,10 +28,11 @@ mod storage;
 mod transport;
 
 pub use byte_size::{ByteSize, InvalidByteSize};
+pub use failover_options::{FailoverOptions, ReadMode};
 pub use options::{NodeOptions, Pin, PreferredRole};
 pub use storage::{DataDirError, RestoreError};
 
-use executor::{Mail, Memory, Shared};
+use executor::{Mail, Memory, Shared, Stop};
 use fatal::Heartbeat;
 use glommio::{LocalExecutorBuilder, Placement};
 use kv_proto::ids::{DiskId, ExecutorIndex, Member};
@@ -141,8 +143,11 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         threads.push(thread);
     }
     fatal::start_watchdog(shared.heartbeats.clone()).map_err(io_error("start the watchdog"))?;
-    process::on_stop_signal(move || mail.iter().for_each(|m| m.send(Mail::Stop)))
-        .map_err(io_error("watch for signals"))?;
+    process::on_stop_signal(move |hands_off| {
+        let stop = if hands_off { Stop::HandingOff } else { Stop::AtOnce };
+        mail.iter().for_each(|m| m.send(Mail::Stop(stop)));
+    })
+    .map_err(io_error("watch for signals"))?;
     println!("listening {bound}");
     io::stdout().flush().map_err(io_error("write to standard output"))?;
     tracing::info!(address = %bound, executors, disk = %shared.me.disk, generation = shared.storage.generation, data = %shared.settings.storage.dir.display(), "node is up");

@@ -1,6 +1,6 @@
 //! What a node is told at its start.
 
-use crate::byte_size::ByteSize;
+use crate::{byte_size::ByteSize, failover_options::FailoverOptions};
 use clap::{Args, ValueEnum};
 use kv_proto::{
     ids::{NodeId, ShardId},
@@ -93,13 +93,9 @@ pub struct NodeOptions {
     #[arg(long, env = "KV_IDLE_TIMEOUT_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub idle_timeout_s: u64,
 
-    /// Milliseconds between the beacons of a leader to its followers.
-    #[arg(long, env = "KV_BEACON_INTERVAL_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
-    pub beacon_interval_ms: u64,
-
-    /// Milliseconds of a follower's silence after which its leader takes no writes until it answers again.
-    #[arg(long, env = "KV_SUSPECT_AFTER_MS", default_value_t = 1000)]
-    pub suspect_after_ms: u64,
+    #[command(flatten)]
+    /// When leadership passes on.
+    pub failover: FailoverOptions,
 
     /// How often a connection on which nothing comes is looked at before the kernel is asked to tell; the node
     /// learns how often it pays, up to this. 0 suits a machine that many processes share.
@@ -187,6 +183,8 @@ pub(crate) struct Settings {
     pub(crate) max_memory_bytes: Option<u64>,
     pub(crate) idle_timeout: Duration,
     pub(crate) scan_passes: u32,
+    /// How long a preferred leader is in sync before it leads again; never with `None`.
+    pub(crate) rebalance_after: Option<Duration>,
     pub(crate) replica: replica::Options,
     pub(crate) storage: StorageSettings,
 }
@@ -208,13 +206,7 @@ impl NodeOptions {
     /// # Errors
     /// A sentence that names the flags.
     pub(crate) fn settings(&self, bound: SocketAddr) -> Result<Settings, String> {
-        let (beacon, suspect) = (self.beacon_interval_ms, self.suspect_after_ms);
-        if suspect < 3 * beacon {
-            return Err(format!(
-                "--suspect-after-ms {suspect} must be at least three times --beacon-interval-ms {beacon}, \
-                 or one late beacon makes a follower suspect"
-            ));
-        }
+        self.failover.check()?;
         if self.advertise.is_none() && bound.ip().is_unspecified() {
             return Err(format!(
                 "--listen {bound} is no address that others can connect to: say by --advertise HOST:PORT which one is"
@@ -242,11 +234,10 @@ impl NodeOptions {
             max_memory_bytes: self.max_memory.map(|max| max.0),
             idle_timeout: Duration::from_secs(self.idle_timeout_s),
             scan_passes: self.scan_passes,
+            rebalance_after: self.failover.rebalance_after(),
             replica: replica::Options {
-                beacon_interval: Duration::from_millis(beacon),
-                suspect_after: Duration::from_millis(suspect),
                 max_pending_bytes: (16 * 1024 * 1024).max(limits.max_message_bytes()),
-                ..replica::Options::default()
+                ..self.failover.replica()
             },
             storage: self.storage()?,
         })

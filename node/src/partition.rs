@@ -31,7 +31,7 @@ use kv_proto::{
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{self, Action, Actions, Event, LogEntry, Refusal, Replica, Token},
+    replica::{self, Action, Actions, Event, LogEntry, ReadCheck, Refusal, Replica, Token},
 };
 use kv_storage::{
     kept::Kept,
@@ -61,8 +61,10 @@ pub(crate) enum Read<'a> {
     Value(Entry<'a>),
     /// There is none.
     Missing,
-    /// There is one that has expired: see [`Partition::expire`].
+    /// There is one that has expired: see [`Partition::read_later`].
     Expired,
+    /// The replica has to make sure first that it leads: see [`Partition::read_later`].
+    Unsure,
 }
 
 /// What a write will be answered once the token that was given with it is.
@@ -151,21 +153,33 @@ impl Partition {
     ///
     /// # Errors
     /// When the table here may not be read.
-    pub(crate) fn read(&self, key: &[u8], wall_ms: impl FnOnce() -> u64) -> Result<Read<'_>, Refusal> {
-        self.replica.check_read()?;
-        Ok(match self.table.get(key) {
-            None => Read::Missing,
-            Some(entry) if entry.expires.is_some_and(|e| e.is_due(wall_ms())) => Read::Expired,
-            Some(entry) => Read::Value(entry),
+    pub(crate) fn read(&self, now: Instant64, key: &[u8], wall_ms: impl FnOnce() -> u64) -> Result<Read<'_>, Refusal> {
+        Ok(match self.replica.check_read(now)? {
+            ReadCheck::Now => self.look(key, wall_ms),
+            ReadCheck::AfterBarrier => Read::Unsure,
         })
     }
 
-    /// Lets `token` know when a key whose committed entry has expired can be read again: once its delete is committed,
-    /// or the write that is pending already. With an error nothing happened, and `token` will not be answered.
+    /// A key's committed entry, for who knows that the table may be read.
+    pub(crate) fn look(&self, key: &[u8], wall_ms: impl FnOnce() -> u64) -> Read<'_> {
+        match self.table.get(key) {
+            None => Read::Missing,
+            Some(entry) if entry.expires.is_some_and(|e| e.is_due(wall_ms())) => Read::Expired,
+            Some(entry) => Read::Value(entry),
+        }
+    }
+
+    /// Whether a read of the key has to write first that it has expired.
+    pub(crate) fn has_expired(&self, key: &[u8], wall_ms: u64) -> bool {
+        self.current(key).is_some_and(|c| c.has_expired(wall_ms))
+    }
+
+    /// Lets `token` know when a key can be looked at: once the replica is sure that it leads, everything prepared is committed, and
+    /// if the entry has expired, its delete. With an error nothing happened, and `token` will not be answered.
     ///
     /// # Errors
-    /// When the delete cannot be proposed.
-    pub(crate) fn expire(
+    /// When the delete cannot be proposed, or the table may not be read.
+    pub(crate) fn read_later(
         &mut self,
         now: Instant64,
         wall_ms: u64,
@@ -173,12 +187,11 @@ impl Partition {
         token: Token,
         out: &mut Actions,
     ) -> Result<(), Refusal> {
-        self.replica.check_read()?;
-        if self.current(key).is_some_and(|c| c.has_expired(wall_ms)) {
-            self.propose(now, &Effect::Delete { key }, None, token, out)?;
-        } else {
-            self.replica.handle(now, Event::ClientBarrier { token }, out);
+        self.replica.check_read(now)?;
+        if self.has_expired(key, wall_ms) {
+            self.propose(now, &Effect::Delete { key }, None, nobody(), out)?;
         }
+        self.replica.handle(now, Event::ClientBarrier { token }, out);
         Ok(())
     }
 
@@ -244,7 +257,7 @@ impl Partition {
         token: Token,
         out: &mut Actions,
     ) -> Result<Decision, Refusal> {
-        self.replica.check_read()?;
+        self.replica.check_read(now)?;
         if let Some(decision) = operation_id.and_then(|id| self.recall(&id)) {
             self.replica.handle(now, Event::ClientBarrier { token }, out);
             return Ok(decision);
@@ -351,6 +364,8 @@ impl Partition {
 
 #[cfg(test)]
 mod operation_tests;
+#[cfg(test)]
+mod retry_tests;
 
 #[cfg(test)]
 mod tests {

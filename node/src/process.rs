@@ -42,12 +42,12 @@ pub(crate) fn random_bytes() -> io::Result<[u8; 16]> {
     Ok(bytes)
 }
 
-/// Calls `stop` at the first SIGTERM or SIGINT.
-pub(crate) fn on_stop_signal(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Calls `stop` at every SIGTERM, with true, and every SIGINT, with false.
+pub(crate) fn on_stop_signal(stop: impl Fn(bool) + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            stop();
+        for signal in signals.forever() {
+            stop(signal == SIGTERM);
         }
     })?;
     Ok(())

@@ -64,6 +64,8 @@ pub(crate) struct Options {
     /// How the ports of nodes and controller are chosen
     #[arg(long, env = "KV_PORTS", value_enum, default_value_t = Ports::Fixed)]
     pub(crate) ports: Ports,
+    #[command(flatten)]
+    pub(crate) failover: kv_node::FailoverOptions,
     /// Start a process again when it dies, with the same flags and at the same address
     #[arg(long, env = "KV_RESTART", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) restart: bool,

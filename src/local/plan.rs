@@ -203,6 +203,9 @@ impl Process {
             flag("--cores", text(&options.cores));
             flag("--pin", text(&pin.join(",")));
             flag("--data-dir", common.nodes_data.join(&self.name).into());
+            for (name, value) in options.failover.arguments() {
+                flag(name, value.into());
+            }
         } else {
             flag("--id", text(&self.name));
             flag("--http", text(&self.address));

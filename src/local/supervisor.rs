@@ -101,7 +101,8 @@ impl Supervisor {
     /// Stops everything that runs: each role is asked to end, and killed if it does not in time.
     pub(super) async fn stop(&mut self) {
         for role in [Role::Router, Role::Leader, Role::Follower] {
-            self.signal(Signal::TERM, |p| p.role == role);
+            // Everything stops: nobody is to lead instead.
+            self.signal(Signal::INT, |p| p.role == role);
             if self.have_ended(role, STOP_NOTICE).await {
                 continue;
             }

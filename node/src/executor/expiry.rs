@@ -15,9 +15,9 @@ use kv_replication::clock::Instant64;
 const SWEEP_ENTRIES: usize = 64;
 
 impl Executor {
-    /// Reads a key whose entry has expired: the read is done again once that is committed. An answer is returned
-    /// only if there is one at once.
-    pub(super) fn read_expired(
+    /// Reads a key once the replica is sure that it leads, and that the entry has expired is committed, if it has. An answer
+    /// is returned only if there is one at once.
+    pub(super) fn read_later(
         &mut self,
         now: Instant64,
         origin: Origin,
@@ -28,14 +28,17 @@ impl Executor {
         if let Some(refused) = self.refuse_to_wait() {
             return Some(refused);
         }
-        if let Err(full) = self.check_log(id, None) {
+        let wall_ms = clock::wall_ms();
+        if self.partition(id).is_some_and(|p| p.has_expired(key, wall_ms))
+            && let Err(full) = self.check_log(id, None)
+        {
             return Some(Response::Error(full));
         }
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
         let held = partition.replica.held_bytes();
         let actions = &mut self.actions;
         let waits = self.waiting.try_insert_with_key(|waiting| {
-            partition.expire(now, clock::wall_ms(), key, token(waiting), actions)?;
+            partition.read_later(now, wall_ms, key, token(waiting), actions)?;
             Ok(Waiting { origin: Some(origin), deadline, partition: id, awaited: Awaited::Read(key.into()) })
         });
         self.held_bytes += partition.replica.held_bytes() - held;

@@ -8,6 +8,7 @@
 
 use super::{
     Executor,
+    report::Reporting,
     requests::{Origin, append_response},
 };
 use crate::{
@@ -72,6 +73,10 @@ pub(crate) enum Mail {
     Collect(Arc<Collection>),
     /// All have added theirs.
     Collected(Arc<Collection>),
+    /// Add what you have to the report of the node.
+    Report(Arc<Reporting>),
+    /// All have added theirs.
+    Reported(Arc<Reporting>),
     /// A batch of the log is on disk.
     Flushed(Box<Flushed>),
     /// What was read from the log.
@@ -90,8 +95,22 @@ pub(crate) enum Mail {
     SegmentsGone(Gone),
     /// Changes of configurations to ask the controller for.
     Propose(Vec<Proposal>),
-    /// Take nothing new, finish what is under way, and end.
-    Stop,
+    /// Whether the controller can be reached.
+    Controller {
+        /// Whether it can.
+        reachable: bool,
+    },
+    /// Pass on leadership, if that is wanted; then take nothing new, finish what is under way, and end.
+    Stop(Stop),
+}
+
+/// How a node is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Alone, while others go on: leadership passes to them first.
+    HandingOff,
+    /// With everything else.
+    AtOnce,
 }
 
 /// What a node knows of the cluster, and which of its executors owns what.
@@ -114,7 +133,8 @@ impl View {
             load[usize::from(owner.0)] += 1;
         }
         for (owner, partition) in owners.iter_mut().zip(&map.partitions) {
-            let hosted = partition.configuration.as_ref().is_some_and(|c| c.members().any(|m| m.node == node));
+            let in_shard = map.shards.get(usize::from(partition.shard.0)).is_some_and(|s| s.nodes.contains(&node));
+            let hosted = partition.configuration.is_some() && in_shard;
             if hosted && owner.is_none() {
                 let least = (0..executors).min_by_key(|e| load[*e]).expect("a node has executors");
                 load[least] += 1;
@@ -198,6 +218,8 @@ impl Executor {
             Mail::View(view) => self.handle_view(view),
             Mail::Collect(collection) => self.add_stats(&collection),
             Mail::Collected(collection) => self.answer_stats(&collection),
+            Mail::Report(reporting) => self.add_report(&reporting),
+            Mail::Reported(reporting) => self.answer_report(&reporting),
             Mail::Flushed(flushed) => self.handle_flushed(&flushed),
             Mail::LogRead { read, records } => match read.to {
                 Some(to) => self.handle_log_read(&read, to, records),
@@ -206,7 +228,8 @@ impl Executor {
             Mail::Checkpointed { published } => self.note_checkpoint(published),
             Mail::SegmentsGone(gone) => self.handle_segments_gone(&gone),
             Mail::Propose(proposals) => self.send_to_controller(proposals),
-            Mail::Stop => self.draining = true,
+            Mail::Controller { reachable } => self.handle_controller_reachable(reachable),
+            Mail::Stop(stop) => self.stopping = Some(stop),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The streams between the executors of replicas.
 //!
-//! A leader's executor calls each executor of its followers' nodes that owns a partition which it leads, and
+//! A leader's executor calls each executor of the other nodes of the shard that hosts a partition which it leads, and
 //! streams all their common partitions on that one connection; the answers come back on it. Which executor owns
 //! what is the peer's own choice, so it is asked first.
 //!
@@ -15,7 +15,7 @@ use kv_proto::{
     codec,
     frame::{self, Kind},
     hello::Welcome,
-    ids::{DiskId, ExecutorIndex, Member, NodeId, PartitionId},
+    ids::{DiskId, Epoch, ExecutorIndex, Member, NodeId, PartitionId},
     replication::{PeerBatch, PeerBody, PeerMessage, Record, TAKES_NOTHING},
     stats,
 };
@@ -74,7 +74,13 @@ pub(super) enum LinkTask {
 /// Whether it is the leader who says this.
 fn is_leaders(body: &PeerBody) -> bool {
     match body {
-        PeerBody::Prepare { .. } | PeerBody::Beacon { .. } | PeerBody::Fetch { .. } => true,
+        PeerBody::Prepare { .. }
+        | PeerBody::Beacon { .. }
+        | PeerBody::Fetch { .. }
+        | PeerBody::Resign
+        | PeerBody::CopyBegin { .. }
+        | PeerBody::CopyPart { .. }
+        | PeerBody::CopyEnd { .. } => true,
         PeerBody::Report { .. } | PeerBody::Gap { .. } | PeerBody::Tail { .. } => false,
     }
 }
@@ -84,6 +90,7 @@ fn message_bytes(body: &PeerBody) -> usize {
         PeerBody::Prepare { records, .. } | PeerBody::Tail { records, .. } => {
             64 + records.iter().map(Record::wire_bytes).sum::<usize>()
         }
+        PeerBody::CopyPart { bytes, .. } => 64 + bytes.len(),
         _ => 64,
     }
 }
@@ -93,6 +100,12 @@ impl Links {
         let peer = self.peers.get(&node)?;
         let executor = (*peer.partitions.get(&id)?)?;
         peer.lines.get(&executor).map(|(line, _)| *line)
+    }
+
+    /// The nodes to which there may be a way for a partition.
+    fn peers_with(&self, id: PartitionId) -> impl Iterator<Item = NodeId> + '_ {
+        let known = move |peer: &Peer| peer.partitions.get(&id).is_some_and(Option::is_some);
+        self.peers.iter().filter(move |(_, peer)| known(peer)).map(|(node, _)| *node)
     }
 
     /// What is sent takes room at the follower, until it says what room it has then.
@@ -108,16 +121,20 @@ impl Links {
 }
 
 impl Executor {
-    /// Brings the streams in line with the map: one to each executor that owns a follower of what is led here.
+    /// Brings the streams in line with the map: one to each executor that hosts what is led here.
     pub(super) fn update_links(&mut self) {
         let Some(view) = self.view.clone() else { return };
         let me = self.shared.me;
         let mut new = Vec::new();
         for id in &self.owned {
-            let Some(configuration) = view.map.configuration(*id).filter(|c| c.leader == me) else { continue };
-            for follower in &configuration.in_sync {
-                let peer = self.links.peers.entry(follower.node).or_insert_with(|| {
-                    new.push(follower.node);
+            if view.map.configuration(*id).is_none_or(|c| c.leader != me) {
+                continue;
+            }
+            let Some(partition) = view.map.partitions.get(usize::from(id.0)) else { continue };
+            let Some(shard) = view.map.shards.get(usize::from(partition.shard.0)) else { continue };
+            for node in shard.nodes.iter().filter(|node| **node != me.node) {
+                let peer = self.links.peers.entry(*node).or_insert_with(|| {
+                    new.push(*node);
                     Peer::default()
                 });
                 peer.partitions.entry(*id).or_insert(None);
@@ -178,16 +195,8 @@ impl Executor {
         self.wake_link_tasks();
     }
 
-    /// Whether a peer, with the disk that it has now, is a follower of anything that one of its executors owns.
-    pub(super) fn is_follower(&self, member: Member, executor: ExecutorIndex) -> bool {
-        let partitions = self.common_partitions(member.node, executor);
-        let mut replicas = partitions.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
-        replicas.any(|p| p.replica.configuration().in_sync.contains(&member))
-    }
-
-    /// An executor of a peer answered: as the member that it should be, or with another disk, in which case there is
-    /// nothing to stream to it.
-    pub(super) fn handle_peer(&mut self, member: Member, executor: ExecutorIndex) {
+    /// An executor of a peer is connected, with the disk that it has now.
+    fn handle_peer(&mut self, member: Member, executor: ExecutorIndex) {
         let now = clock::now();
         for id in self.common_partitions(member.node, executor) {
             self.give(now, id, Event::PeerConnected { peer: member });
@@ -227,9 +236,21 @@ impl Executor {
             body if is_leaders(body) => self.links.line_to(to, id),
             _ => self.links.leader_lines.get(&id).copied(),
         };
-        let Some(line) = line else { return };
         let Some(epoch) = self.partition(id).map(|p| p.replica.configuration().epoch) else { return };
-        let bytes = message_bytes(&body);
+        if let Some(line) = line {
+            self.queue_message(line, PeerMessage { partition: id, epoch, body });
+        }
+    }
+
+    /// Queues that nothing is served any more in an epoch that is over, where its leader had a way to the next one.
+    pub(super) fn resign(&mut self, id: PartitionId, to: NodeId, epoch: Epoch) {
+        if let Some(line) = self.links.line_to(to, id) {
+            self.queue_message(line, PeerMessage { partition: id, epoch, body: PeerBody::Resign });
+        }
+    }
+
+    fn queue_message(&mut self, line: LineKey, message: PeerMessage) {
+        let bytes = message_bytes(&message.body);
         let batch = self.links.batches.entry(line).or_default();
         if batch.bytes + bytes > BATCH_BYTES && !batch.messages.is_empty() {
             let full = mem::take(batch);
@@ -237,7 +258,7 @@ impl Executor {
         }
         let batch = self.links.batches.entry(line).or_default();
         batch.bytes += bytes;
-        batch.messages.push(PeerMessage { partition: id, epoch, body });
+        batch.messages.push(message);
     }
 
     fn append_batch(&mut self, line: LineKey, batch: Batch) {
@@ -249,16 +270,19 @@ impl Executor {
         }
     }
 
-    /// A replica of another node says something. A leader is believed on the connection that it made, a follower on
-    /// the one that was made to it, and each only as the member that the configuration names.
+    /// A replica of another node says something. A leader is believed on the connection that it made, and only as the member
+    /// that the configuration names; a follower or learner on the one that was made to it.
     pub(super) fn handle_peer_message(&mut self, now: Instant64, line: LineKey, role: Role, message: PeerMessage) {
         let id = message.partition;
         // Not known yet, or another executor's: whoever says it says it again.
         let Some(configuration) = self.partition(id).map(|p| p.replica.configuration()) else { return };
         let from_leader = is_leaders(&message.body);
         let from = match role {
+            // Who resigns leads no more; the core knows who may.
+            Role::PeerIn { member } if message.body == PeerBody::Resign => member.node,
             Role::PeerIn { member } if from_leader && configuration.leader == member => member.node,
-            Role::PeerOut { member, .. } if !from_leader && configuration.in_sync.contains(&member) => member.node,
+            // The core knows which disk is at the other end, and what that is to it.
+            Role::PeerOut { member, .. } if !from_leader => member.node,
             _ => return,
         };
         if from_leader && message.epoch == configuration.epoch {
@@ -280,7 +304,9 @@ impl Executor {
 
     /// The follower of a partition whose log has the least room, and how much.
     pub(super) fn fullest_follower(&self, id: PartitionId) -> Option<(NodeId, u64)> {
-        let followers = self.links.peers.iter().filter_map(|(node, peer)| {
+        let in_sync = &self.partitions.get(usize::from(id.0))?.as_ref()?.replica.configuration().in_sync;
+        let peers = self.links.peers.iter().filter(|(node, _)| in_sync.iter().any(|m| m.node == **node));
+        let followers = peers.filter_map(|(node, peer)| {
             let executor = (*peer.partitions.get(&id)?)?;
             Some((*node, *peer.room.get(&executor)?))
         });
@@ -300,13 +326,14 @@ impl Executor {
     /// Sends followers what they were not sent yet, as far as there is room on the way, and closes the frames. Each
     /// partition has its turn once; what it cannot send it is asked for again when there is room.
     pub(super) fn send_prepares(&mut self) {
+        let now = clock::now();
         for _ in 0..self.links.queue.len() {
             let Some(id) = self.links.queue.pop_front() else { break };
             let Some(partition) = self.partition(id) else { continue };
             partition.queued = false;
-            let followers: Vec<NodeId> = partition.replica.configuration().in_sync.iter().map(|m| m.node).collect();
-            for follower in followers {
-                if !self.send_prepares_to(id, follower) {
+            let peers: Vec<NodeId> = self.links.peers_with(id).collect();
+            for peer in peers {
+                if !self.send_prepares_to(now, id, peer) {
                     self.touch(id);
                 }
             }
@@ -318,14 +345,16 @@ impl Executor {
 
     /// Sends a follower what it was not sent yet; false when there is no room for all of it. Without a connection
     /// there is nothing to send: the follower is asked what it has on the next one.
-    fn send_prepares_to(&mut self, id: PartitionId, follower: NodeId) -> bool {
+    fn send_prepares_to(&mut self, now: Instant64, id: PartitionId, follower: NodeId) -> bool {
         let Some(line) = self.links.line_to(follower, id) else { return true };
         loop {
             let queued = self.links.batches.get(&line).map_or(0, |b| b.bytes);
             if self.lines.unsent(line) + queued > MAX_QUEUED_BYTES {
                 return false;
             }
-            let Some(body) = self.partition(id).and_then(|p| p.replica.poll_prepare(follower)) else { return true };
+            let Some(body) = self.partition(id).and_then(|p| p.replica.poll_prepare(now, follower)) else {
+                return true;
+            };
             self.links.take_room(follower, id, message_bytes(&body) as u64);
             self.send_to_peer(id, follower, body);
         }

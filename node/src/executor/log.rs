@@ -164,9 +164,14 @@ impl Executor {
         }
         log.unmoved = if moved { 0 } else { log.unmoved + 1 };
         if log.unmoved == LATE_LOOKS {
-            tracing::error!("the disk has not taken a batch of the log for 2 s: no writes are taken until it does");
+            tracing::error!(
+                "the disk has not taken a batch of the log for 2 s: no writes are taken until it does, and others are to lead"
+            );
         }
-        if log.unmoved >= LAST_LOOKS {
+        if self.log.unmoved >= LATE_LOOKS {
+            self.hand_off_all();
+        }
+        if self.log.unmoved >= LAST_LOOKS {
             fatal::end("the disk has not taken a batch of the log for 10 s");
         }
     }

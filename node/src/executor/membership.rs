@@ -15,7 +15,6 @@ use crate::transport::{
 };
 use glommio::timer::sleep;
 use kv_proto::{
-    cluster_map::Node,
     codec,
     control::{Change, FromController, Proposal, ToController},
     frame::{self, Kind},
@@ -32,14 +31,7 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// Registers with a controller, and with the next one whenever the connection was lost.
 pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
     let settings = &shared.settings;
-    let node = Node {
-        id: shared.me.node,
-        disk: shared.me.disk,
-        shard: settings.shard,
-        prefers_to_lead: settings.prefers_to_lead,
-        address: settings.advertised.clone(),
-        executors: shared.mail.len() as u16,
-    };
+    let Some(node) = with(&this, |executor| executor.registration()) else { return };
     let controllers = &settings.controllers;
     let (mut backoff, mut failures, mut told) = (Backoff::default(), 0, String::new());
     for (attempt, controller) in (1..).zip(controllers.iter().cycle()) {
@@ -81,6 +73,7 @@ impl Executor {
     /// The connection on which the node registered is up.
     fn handle_registered(&mut self, socket: Socket, received: &[u8]) {
         self.controller = self.add_line(socket, Role::Controller, received);
+        self.tell_controller_reachable(self.controller.is_some());
         self.finish();
     }
 
@@ -136,7 +129,10 @@ impl Executor {
     /// A replica wants its configuration changed; it asks again while nothing happens.
     pub(super) fn propose(&mut self, partition: PartitionId, change: Change) {
         let Some(epoch) = self.partition(partition).map(|p| p.replica.configuration().epoch) else { return };
-        let id = u128::from(self.shared.proposals) << 64 | u128::from(partition.0) << 48 | u128::from(epoch.0);
+        // Another change in the same epoch is another proposal.
+        let what = u64::from(crc32c::crc32c(&codec::encode(&change)));
+        let id = u128::from(self.shared.proposals) << 64
+            | u128::from(u64::from(partition.0) << 48 | (epoch.0 & 0xffff) << 32 | what);
         self.proposals.push(Proposal { id, partition, epoch, change });
     }
 
@@ -174,6 +170,15 @@ impl Executor {
     /// The connection to the controller is gone.
     pub(super) fn handle_controller_lost(&mut self) {
         self.controller = None;
+        self.tell_controller_reachable(false);
         self.wakes.controller.wake();
+    }
+
+    /// Lets all executors know whether the controller can be reached.
+    fn tell_controller_reachable(&mut self, reachable: bool) {
+        for mail in self.shared.mail.iter().skip(1) {
+            mail.send(Mail::Controller { reachable });
+        }
+        self.handle_controller_reachable(reachable);
     }
 }

@@ -11,6 +11,7 @@
 //! * `links`: the streams to followers
 //! * `expiry`: entries that have expired
 //! * `memory`: how much of it the node takes
+//! * `leadership`: when it passes to another node on purpose
 //! * `forward`: mail to and from the other executors
 //! * `log`, `checkpoint`: what goes to disk, and what keeps that short
 //! * `membership`: registration with the controller, and the map from it
@@ -24,15 +25,17 @@
 mod checkpoint;
 mod expiry;
 mod forward;
+mod leadership;
 mod lines;
 mod links;
 mod log;
 mod membership;
 mod memory;
+mod report;
 mod requests;
 mod tasks;
 
-pub(crate) use forward::{Mail, View};
+pub(crate) use forward::{Mail, Stop, View};
 pub(crate) use lines::LineKey;
 pub(crate) use log::start_stream;
 pub(crate) use memory::Memory;
@@ -47,14 +50,14 @@ use crate::{
     storage::{Storage, Stream},
 };
 use kv_proto::{
-    cluster_map::Configuration,
+    cluster_map::{AckMode, Configuration},
     control::Proposal,
     ids::{ExecutorIndex, Member, PartitionId},
     stats::Role,
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Action, Actions, Event, Token},
+    replica::{self, Action, Actions, Event, Token},
 };
 use lines::Lines;
 use links::Links;
@@ -122,7 +125,10 @@ pub(crate) struct Executor {
     /// Whether the last sweep left entries that have expired.
     sweep_again: bool,
     requests: u64,
+    /// How it is to stop, once it is to.
+    stopping: Option<Stop>,
     draining: bool,
+    leadership: leadership::Leadership,
     /// The connection to the controller; executor 0 has it.
     controller: Option<LineKey>,
     last_sweep: Instant64,
@@ -153,7 +159,9 @@ impl Executor {
                 memory: memory::OwnMemory::default(),
                 sweep_again: false,
                 requests: 0,
+                stopping: None,
                 draining: false,
+                leadership: leadership::Leadership::default(),
                 controller: None,
                 last_sweep: clock::now(),
                 wakes: Wakes::default(),
@@ -171,6 +179,7 @@ impl Executor {
         let now = clock::now();
         let mut refused: Option<(usize, String)> = None;
         self.log.set_mode(view.map.ack);
+        self.view = Some(view.clone());
         self.partitions.resize_with(view.map.partitions.len(), || None);
         for (id, configuration) in view.map.partitions().filter_map(|(id, p)| Some((id, p.configuration.as_ref()?))) {
             if view.owner(id) != Some(self.index) {
@@ -189,7 +198,6 @@ impl Executor {
         if let Some((partitions, why)) = refused {
             tracing::error!(partitions, "this node refuses its role: {why}");
         }
-        self.view = Some(view);
         self.update_links();
     }
 
@@ -199,7 +207,8 @@ impl Executor {
         let restored = shared.storage.take_restored(id);
         self.log.gather.adopt(id, &restored.restored);
         let mut actions = std::mem::take(&mut self.actions);
-        let options = shared.settings.replica;
+        let durable = self.view.as_ref().is_none_or(|view| view.map.ack == AckMode::Durable);
+        let options = replica::Options { durable, ..shared.settings.replica };
         let mut partition = Partition::new(id, shared.me, configuration, restored, options, now, &mut actions);
         partition.kept.checkpoint_bytes = shared.storage.checkpoint_bytes(id);
         self.actions = actions;
@@ -208,6 +217,9 @@ impl Executor {
         self.partitions[usize::from(id.0)] = Some(Box::new(partition));
         self.owned.push(id);
         self.carry_out(id);
+        if !self.leadership.controller_reachable {
+            self.give(now, id, Event::Controller { reachable: false });
+        }
     }
 
     /// Gives an event to a partition and carries out what follows from it.
@@ -237,6 +249,8 @@ impl Executor {
                 }
                 Action::ReadLog { to, after } => self.read_log(id, to, after),
                 Action::Propose(change) => self.propose(id, change),
+                Action::SendCopy { .. } | Action::ResetTable | Action::LoadTable { .. } | Action::KeepTable { .. } => {}
+                Action::Resign { to, epoch } => self.resign(id, to, epoch),
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {
                     let partition = self.partition(id).expect("a partition that acts is owned");
@@ -276,6 +290,7 @@ impl Executor {
             self.close_silent_lines(now);
             self.ping_controller();
             self.watch_log();
+            self.maybe_return_leadership(now);
         }
         self.finish();
     }

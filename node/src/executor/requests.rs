@@ -17,14 +17,14 @@ use kv_proto::{
     error_code::{ErrorCode, WireError},
     frame::{self, Kind},
     ids::{ExecutorIndex, HistoryId, Lsn, PartitionId, Version},
-    request::{Condition, Operation, Request},
+    request::{AdminCommand, Condition, Operation, Request},
     response::{Answered, NodeView, Response},
     routing::partition_of,
     stats::ReplicaStats,
 };
 use kv_replication::{
     clock::Instant64,
-    replica::{Outcome, Refusal},
+    replica::{Event, Outcome, Refusal},
 };
 use std::{num::NonZeroU64, sync::Arc};
 
@@ -71,7 +71,7 @@ pub(super) enum Awaited {
 impl Awaited {
     /// Whether there is a write that may have happened, or may still, when nobody waits any more.
     fn is_proposed(&self) -> bool {
-        matches!(self, Awaited::Write(Decision::Proposed(_) | Decision::TooOld))
+        matches!(self, Awaited::Write(Decision::Proposed(_)))
     }
 }
 
@@ -118,11 +118,15 @@ impl Executor {
                 self.collect_stats(origin);
                 None
             }
+            Operation::Report => {
+                self.collect_report(origin);
+                None
+            }
             Operation::Get { key } => match self.locate(key) {
                 Ok(Place::Here(id)) => {
                     let partition = self.partitions[usize::from(id.0)].as_deref().expect("an owner has its partition");
-                    match partition.read(key, clock::wall_ms) {
-                        Ok(Read::Expired) => self.read_expired(now, origin, deadline, id, key),
+                    match partition.read(now, key, clock::wall_ms) {
+                        Ok(Read::Expired | Read::Unsure) => self.read_later(now, origin, deadline, id, key),
                         Ok(found) => {
                             // Encoded while the entry is borrowed, straight into the connection's output.
                             append_response(out, origin.id, &got(partition, id, &found));
@@ -144,6 +148,7 @@ impl Executor {
                     Err(error) => Some(Response::Error(error)),
                 }
             }
+            Operation::Admin(command) => self.carry_out_admin(now, origin, deadline, command, body),
             Operation::Delete { key, condition } => {
                 self.write(now, origin, deadline, request, Effect::Delete { key }, condition, body)
             }
@@ -151,6 +156,41 @@ impl Executor {
         if let Some(answer) = answer {
             append_response(out, origin.id, &answer);
         }
+    }
+
+    /// Sets about what a person wants, or passes it on.
+    fn carry_out_admin(
+        &mut self,
+        now: Instant64,
+        origin: Origin,
+        deadline: Instant64,
+        command: AdminCommand,
+        body: &[u8],
+    ) -> Option<Response<'static>> {
+        let id = command.partition();
+        match self.view.as_ref().and_then(|view| view.owner(id)) {
+            Some(owner) if owner == self.index => {}
+            Some(owner) => return self.forward(owner, origin, deadline, body).err().map(Response::Error),
+            None => return Some(Response::Error(self.refuse(id, Refusal::NotLeader))),
+        }
+        let replica = &self.partition(id)?.replica;
+        if let Err(refusal) = replica.check_read(now) {
+            return Some(Response::Error(self.refuse(id, refusal)));
+        }
+        let in_sync = &replica.configuration().in_sync;
+        let (event, wanted) = match command {
+            AdminCommand::Handoff { to, .. } => (Event::Handoff { to, leaves: false }, to),
+            AdminCommand::Drop { node, .. } => (Event::DropFollower { node }, Some(node)),
+        };
+        if in_sync.iter().all(|m| wanted.is_some_and(|node| node != m.node)) {
+            let who = wanted.map_or_else(|| "nobody".to_owned(), |node| format!("node {node}"));
+            let message = format!("partition {id}: {who} is no in-sync follower of it; `kv status` tells who is");
+            let message = if wanted.is_none() { format!("partition {id} has no in-sync follower") } else { message };
+            return Some(error(ErrorCode::NotInSync, message));
+        }
+        let at = self.answered(id);
+        self.give(now, id, event);
+        Some(Response::Accepted { at })
     }
 
     /// Where the partition of a key is.
@@ -193,7 +233,7 @@ impl Executor {
         let partition = self.partitions[usize::from(id.0)].as_deref_mut().expect("an owner has its partition");
         // Who is not the leader has a better answer, and so has whoever was here before.
         if let Some(full) = full
-            && partition.replica.check_read().is_ok()
+            && partition.replica.check_read(now).is_ok()
             && request.operation_id.is_none_or(|id| partition.recall(&id).is_none())
         {
             return Some(Response::Error(full));
@@ -225,13 +265,13 @@ impl Executor {
     pub(super) fn refuse(&self, id: PartitionId, refusal: Refusal) -> WireError {
         let code = match refusal {
             Refusal::NotLeader => ErrorCode::NotLeader,
-            Refusal::NotReady => ErrorCode::NotReady,
-            Refusal::FollowerUnreachable(_) => ErrorCode::FollowerUnreachable,
+            Refusal::NotReady | Refusal::HandingOff => ErrorCode::NotReady,
+            Refusal::FollowerUnreachable(_) | Refusal::TooFewInSync => ErrorCode::FollowerUnreachable,
             Refusal::Overloaded => ErrorCode::Overloaded,
         };
         let mut error = WireError::new(code, format!("partition {id}: {refusal}"));
         let replica = self.partitions.get(usize::from(id.0)).and_then(|p| p.as_ref()).map(|p| &p.replica);
-        if code == ErrorCode::NotReady
+        if refusal == Refusal::NotReady
             && let Some(why) = replica.and_then(|r| r.trouble(clock::now()))
         {
             error.message = format!("partition {id}: {why}");
@@ -256,7 +296,10 @@ impl Executor {
         let id = waiting.partition;
         let answer = match (outcome, waiting.awaited) {
             (Outcome::Refused(refusal), _) => Response::Error(self.refuse(id, refusal)),
-            (Outcome::Unknown, awaited) => unknown(id, awaited.is_proposed(), "the leader lost its epoch"),
+            (Outcome::Unknown, Awaited::Read(_)) => Response::Error(self.refuse(id, Refusal::NotLeader)),
+            (Outcome::Unknown, awaited) => {
+                unknown(id, awaited.is_proposed(), ErrorCode::NotReady, "the leader lost its epoch")
+            }
             (Outcome::Committed, Awaited::Write(decision)) => {
                 let at = self.answered(id);
                 match decision {
@@ -275,13 +318,12 @@ impl Executor {
     fn answer_read(&mut self, origin: Origin, id: PartitionId, key: &[u8]) {
         let mut frames = Vec::new();
         let partition = self.partitions[usize::from(id.0)].as_deref().expect("an owner has its partition");
-        match partition.read(key, clock::wall_ms) {
-            Ok(Read::Expired) => {
+        match partition.look(key, clock::wall_ms) {
+            Read::Expired => {
                 let again = format!("partition {id}: a new value of the key has expired while it was read; read again");
                 append_response(&mut frames, origin.id, &error(ErrorCode::NotReady, again));
             }
-            Ok(found) => append_response(&mut frames, origin.id, &got(partition, id, &found)),
-            Err(refusal) => append_response(&mut frames, origin.id, &Response::Error(self.refuse(id, refusal))),
+            found => append_response(&mut frames, origin.id, &got(partition, id, &found)),
         }
         self.answer_frames(origin, frames);
     }
@@ -326,7 +368,8 @@ impl Executor {
             }
         }
         for (origin, id, proposed) in expired {
-            self.answer(origin, &unknown(id, proposed, "the deadline passed before every in-sync replica had it"));
+            let why = "the deadline passed before every in-sync replica had it";
+            self.answer(origin, &unknown(id, proposed, ErrorCode::Expired, why));
         }
     }
 
@@ -371,15 +414,16 @@ fn got<'a>(partition: &Partition, id: PartitionId, read: &Read<'a>) -> Response<
             Response::Value { at, version, expires_in_ms, content_type: entry.content_type, value: entry.value }
         }
         Read::Missing => Response::Missing { at },
-        Read::Expired => unreachable!("what has expired is read again"),
+        Read::Expired | Read::Unsure => unreachable!("it is read later"),
     }
 }
 
-/// The answer to who cannot be told more: a write that was proposed may happen, anything else will not.
-fn unknown(id: PartitionId, proposed: bool, why: &str) -> Response<'static> {
+/// The answer to who cannot be told more: a write that was proposed may happen, anything else will not, and is answered by
+/// this code.
+fn unknown(id: PartitionId, proposed: bool, otherwise: ErrorCode, why: &str) -> Response<'static> {
     if proposed {
         error(ErrorCode::OutcomeUnknown, format!("partition {id}: {why}; the write may or may not be applied"))
     } else {
-        error(ErrorCode::Expired, format!("partition {id}: {why}"))
+        error(otherwise, format!("partition {id}: {why}"))
     }
 }

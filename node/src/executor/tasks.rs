@@ -19,7 +19,7 @@ use glommio::{
     timer::sleep,
 };
 use kv_proto::{
-    hello::{Caller, Hello, Welcome},
+    hello::{Caller, Hello},
     ids::{ExecutorIndex, Member, NodeId},
 };
 use std::{
@@ -35,6 +35,9 @@ const MAIL_BATCH: usize = 256;
 /// Bounds of the wait before a failed call is tried again.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
+/// How long a stopping executor waits until others lead, and how often it looks.
+const HANDOFF_TIMEOUT: Duration = Duration::from_millis(1500);
+const HANDOFF_TICK: Duration = Duration::from_millis(2);
 /// How long a stopping executor waits for what is under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -147,13 +150,22 @@ pub(crate) async fn run(
     if index == ExecutorIndex(0) {
         spawn_next_turn(membership::keep_registered(this.clone(), shared));
     }
-    while !executor.borrow().draining {
+    while executor.borrow().stopping.is_none() {
         let first = mail.receive().await;
         if take_mail(&executor, first, &mail) == MAIL_BATCH {
             sleep(Duration::ZERO).await; // lets the connections have their turn
         }
     }
+    let asked = clock::now();
+    executor.borrow_mut().pass_on_leadership();
+    while executor.borrow().passes_on_leadership() && clock::now().since(asked) < HANDOFF_TIMEOUT {
+        sleep(HANDOFF_TICK).await;
+        while let Some(first) = mail.try_receive() {
+            take_mail(&executor, first, &mail);
+        }
+    }
     let stopped = clock::now();
+    executor.borrow_mut().draining = true;
     while !executor.borrow().is_quiet() && clock::now().since(stopped) < DRAIN_TIMEOUT {
         sleep(BUSY_TICK).await;
         while let Some(first) = mail.try_receive() {
@@ -219,9 +231,9 @@ async fn tick(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
     }
 }
 
-/// Keeps a connection to every executor of a peer that owns a follower of what is led here.
+/// Keeps a connection to every executor of a peer that hosts what is led here.
 async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
-    let (mut backoff, mut told) = (Backoff::default(), None);
+    let mut backoff = Backoff::default();
     loop {
         let asked = with(&this, |e| {
             let cluster = e.view.as_ref().map(|v| v.map.cluster);
@@ -250,7 +262,7 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
                     Ok((_, _, welcome)) if welcome.limits.max_value_bytes < max_value_bytes => {
                         tracing::error!(
                             peer = %node,
-                            "the follower takes values of up to {} bytes, this node {max_value_bytes}: give both the same \
+                            "the peer takes values of up to {} bytes, this node {max_value_bytes}: give both the same \
                              --max-value-bytes",
                             welcome.limits.max_value_bytes
                         );
@@ -258,19 +270,6 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
                     }
                     Ok((_, _, welcome)) if welcome.executor != wanted => {
                         with(&this, |executor| executor.forget_owners(node, wanted));
-                        false
-                    }
-                    Ok((_, _, welcome)) if is_stranger(&this, &welcome) => {
-                        if told != Some(welcome.disk) {
-                            tracing::error!(
-                                peer = %node,
-                                "the follower was restarted and has lost what made it a member: writes to the partitions that \
-                                 it follows are refused"
-                            );
-                            told = Some(welcome.disk);
-                        }
-                        let member = Member { node, disk: welcome.disk };
-                        with(&this, |executor| executor.handle_peer(member, welcome.executor));
                         false
                     }
                     Ok((socket, received, welcome)) => {
@@ -281,11 +280,11 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
                                 executor.handle_link(line, &welcome);
                             }
                         });
-                        tracing::info!(peer = %node, address, executor = %welcome.executor, "streaming to a follower");
+                        tracing::info!(peer = %node, address, executor = %welcome.executor, "streaming to a peer");
                         true
                     }
                     Err(error) => {
-                        tracing::debug!(peer = %node, address, %error, "cannot call a follower");
+                        tracing::debug!(peer = %node, address, %error, "cannot call a peer");
                         if matches!(error, CallError::Refused(_)) {
                             with(&this, |executor| executor.forget_owners(node, wanted));
                         }
@@ -296,11 +295,6 @@ async fn keep_links(this: Weak<RefCell<Executor>>, node: NodeId, wake: Wake) {
         };
         if done { backoff = Backoff::default() } else { sleep(backoff.next()).await }
     }
-}
-
-fn is_stranger(this: &Weak<RefCell<Executor>>, welcome: &Welcome) -> bool {
-    let member = Member { node: welcome.node, disk: welcome.disk };
-    with(this, |executor| !executor.is_follower(member, welcome.executor)).unwrap_or(false)
 }
 
 /// The wait before a failed call is tried again: doubles up to a bound.

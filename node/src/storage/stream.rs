@@ -219,17 +219,25 @@ impl<M: Media> Writing<M> {
     }
 
     fn note_segments(&mut self, flushed: &Flushed) {
-        for (part, from) in flushed.parts.iter().filter_map(|part| Some((part, part.voids?))) {
-            self.storage.catalog().void(part.partition, from);
-        }
-        let Some(sealed) = &flushed.sealed else { return };
-        let bytes = self.storage.settings.segment_bytes;
         let mut catalog = self.storage.catalog();
-        catalog.seal(sealed.clone(), bytes, Default::default());
-        if let Some(id) = self.writer.segment() {
-            catalog.open(id, bytes);
+        if let Some(sealed) = &flushed.sealed {
+            let bytes = self.storage.settings.segment_bytes;
+            catalog.seal(sealed.clone(), bytes, Default::default());
+            if let Some(id) = self.writer.segment() {
+                catalog.open(id, bytes);
+            }
+        }
+        // What is void stands before this batch, in the segment that was sealed too.
+        for part in &flushed.parts {
+            match (part.reset, part.voids) {
+                (Some(base), _) => catalog.free(part.partition, base),
+                (None, Some(from)) => catalog.void(part.partition, from),
+                (None, None) => {}
+            }
         }
         drop(catalog);
-        self.storage.prepare_segment();
+        if flushed.sealed.is_some() {
+            self.storage.prepare_segment();
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! * A replica is told of its entries in their order, and of no entry twice.
-//! * It is told that a configuration or a cut is on disk only when it is, whatever writes wait for.
+//! * It is told that a configuration, a cut or a reset is on disk only when it is, whatever writes wait for.
 
 use crate::log::{
     gather::Part,
@@ -30,12 +30,16 @@ pub struct Kept {
     pub last_on_disk: Lsn,
     /// Whether its state is on disk in this generation.
     pub adopted: bool,
-    /// Where the newest published checkpoint starts.
+    /// Where the newest published checkpoint starts, or what the log was reset to.
     pub released: Position,
     /// Bytes that this checkpoint takes.
     pub checkpoint_bytes: u64,
     /// Where the records stand that the log has.
     pub index: Index,
+    /// How often the log was reset: what was read of it before, or made of it, is void.
+    pub resets: u64,
+    /// Where the newest copy for another replica started: known, even where the log does not have it any more.
+    pub copied: Position,
     /// Who waits for records that are not on disk yet: those after this one.
     waiting: Vec<(NodeId, Lsn)>,
 }
@@ -51,6 +55,12 @@ impl Kept {
         self.appended += 1;
         if !matches!(entry, LogEntry::Record(_)) {
             self.barrier = self.appended;
+        }
+        if let LogEntry::Reset { base, .. } = entry {
+            (self.released, self.checkpoint_bytes, self.copied) = (*base, 0, *base);
+            self.resets += 1;
+            self.index.void(Lsn(0));
+            self.waiting.clear();
         }
     }
 
@@ -81,7 +91,7 @@ impl Kept {
         self.index.find(self.released.lsn.next(), usize::MAX)
     }
 
-    /// Whether every configuration and cut that the replica appended is on disk.
+    /// Whether every configuration, cut and reset that the replica appended is on disk.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.on_disk >= self.barrier
@@ -125,6 +135,7 @@ impl Kept {
         let previous = match records.get(&after) {
             Some(record) => record.position,
             None if after == self.released.lsn => self.released,
+            None if after == self.copied.lsn => self.copied,
             None => return (Position { epoch: Epoch(0), lsn: after }, Vec::new()),
         };
         let mut follow = Vec::new();

@@ -140,7 +140,7 @@ fn state(records: &[Record]) -> State {
 fn restored(epoch: u64, applied: Lsn, records: &[Record]) -> Restored {
     let (before, tail) = records.split_at(applied.0 as usize);
     let applied = before.last().map(|r| r.position).unwrap_or_default();
-    Restored { configuration: Some(configuration(epoch, 1)), applied, tail: tail.to_vec(), fault: None }
+    Restored { configuration: Some(configuration(epoch, 1)), applied, tail: tail.to_vec(), ..Restored::default() }
 }
 
 fn write_log(folder: &Path) {
@@ -212,8 +212,9 @@ fn write_log(folder: &Path) {
         only.gather.copy(PartitionId(1), record, Lsn(4));
     }
     only.flush();
-    only.gather.reset(PartitionId(2), &configuration(4, 2), at(3, 20));
-    only.gather.reset(PartitionId(4), &configuration(3, 1), at(2, 9));
+    for (id, configuration, base) in [(2, configuration(4, 2), at(3, 20)), (4, configuration(3, 1), at(2, 9))] {
+        only.gather.append(PartitionId(id), &LogEntry::Reset { configuration, base }, base.lsn);
+    }
     only.flush();
     let of_2 = [records(1, 1..=6), records(3, 7..=20)].concat();
     let copy = checkpoint_of(PartitionId(2), &configuration(4, 2), at(3, 20), &state(&of_2));
@@ -407,6 +408,7 @@ fn read_frames(folder: &Path) -> String {
                 Kind::ToController => format!("{:?}", codec::decode::<ToController>(message.body)),
                 Kind::FromController => format!("{:?}", codec::decode::<FromController>(message.body)),
                 Kind::Replication => format!("{:?}", codec::decode::<PeerBatch>(message.body)),
+                Kind::Consensus => String::from_utf8_lossy(message.body).into_owned(),
             };
             let text = if text.len() > 1000 { format!("{} bytes", message.body.len()) } else { text };
             let _ = writeln!(out, "{:?} {}: {text}", message.kind, message.id);

@@ -7,7 +7,8 @@
 //! * A follower counts until it is known to be dropped; a learner counts from when the leader asks to add it. Asking is never
 //!   taken back.
 //! * A learner is added only when it has everything that may be committed, and nothing that the leader has not.
-//! * Leadership is passed on when nothing is pending, so that nobody is left to wonder what became of a write.
+//! * Leadership is passed on when nothing is pending, so that nobody is left to wonder what became of a write; unless the leader
+//!   leaves, and waited for that in vain.
 
 use super::{
     Action, Actions, Options, Replica, Role,
@@ -69,7 +70,7 @@ impl Leader {
         let able = |f: &&Progress| to.is_none_or(|to| f.member.node == to) && f.answers(now, options);
         // The one that has most is the first to have all.
         let chosen = self.followers.iter().filter(able).max_by_key(|f| f.flushed).map(|f| f.member);
-        if let (Some(to), true) = (chosen, self.serves()) {
+        if let (Some(to), true, None) = (chosen, self.serves(), self.wishes.handoff) {
             self.wishes.handoff = Some(Handoff { to, leaves, until: now + HANDOFF_PATIENCE });
         }
         self.wishes.handoff.is_some()
@@ -141,7 +142,9 @@ impl Leader {
         }
         let others = self.followers.iter().map(|f| f.member).filter(|m| *m != to);
         let in_sync = others.chain((!leaves).then_some(me)).collect();
-        (committed == sight.prepared).then_some(Change::Handoff { leader: me, to, in_sync })
+        // Whoever leaves may do so since nothing of its own comes to disk any more.
+        let waited = leaves && now + HANDOFF_PATIENCE / 2 >= until;
+        (committed == sight.prepared || waited).then_some(Change::Handoff { leader: me, to, in_sync })
     }
 }
 

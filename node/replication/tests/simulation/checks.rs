@@ -219,7 +219,9 @@ impl Checks {
                 }
                 return Ok(());
             }
-            ensure(committed.lost, || format!("node {node} applies {position} where {} is committed", committed.position))?;
+            ensure(committed.lost, || {
+                format!("node {node} applies {position} where {} is committed", committed.position)
+            })?;
             for lost in self.history.drain(at..) {
                 lost.number.map(|number| self.applied.remove(&number));
             }
@@ -259,7 +261,9 @@ impl Checks {
             _ => self.lead(life, epoch)?,
         }
         self.spoke[node] = self.spoke[node].max(epoch);
-        ensure(disk.durable.epoch() >= epoch, || format!("node {node} speaks in epoch {epoch}, which is not on its disk"))
+        ensure(disk.durable.epoch() >= epoch, || {
+            format!("node {node} speaks in epoch {epoch}, which is not on its disk")
+        })
     }
 
     fn lead(&mut self, life: Life, epoch: Epoch) -> Verdict {
@@ -303,9 +307,10 @@ impl Checks {
         let position = self.at(committed);
         for member in counted {
             let has = self.holds(&member.disk.durable, position);
-            ensure(has, || format!("{position} is committed in epoch {epoch}, and not on the disk of {}", member.node))?;
-            let behind =
-                member.replica.is_none_or(|f| f.configuration().epoch != epoch || f.committed() <= committed);
+            ensure(has, || {
+                format!("{position} is committed in epoch {epoch}, and not on the disk of {}", member.node)
+            })?;
+            let behind = member.replica.is_none_or(|f| f.configuration().epoch != epoch || f.committed() <= committed);
             ensure(behind, || format!("node {} has committed more than its leader, {committed}", member.node))?;
         }
         Ok(())

@@ -132,12 +132,17 @@ impl Clients {
             }
             let place = format!("key {key} of partition {partition}");
             versions_agree(&history.versions).map_err(|(one, other)| format!("{place}: {one:?}, then {other:?}"))?;
-            let seen: BTreeSet<u64> = history.operations.iter().filter_map(|o| match o.what {
-                Seen::Read(value) => value,
-                Seen::Wrote(_) => None,
-            }).collect();
+            let seen: BTreeSet<u64> = history
+                .operations
+                .iter()
+                .filter_map(|o| match o.what {
+                    Seen::Read(value) => value,
+                    Seen::Wrote(_) => None,
+                })
+                .collect();
             // A write that is in no log did not happen, and a value that nobody saw explains nothing.
-            let matters = |number: &u64| checks[*partition].is_applied(*number) && (key_of(*number).1 || seen.contains(number));
+            let matters =
+                |number: &u64| checks[*partition].is_applied(*number) && (key_of(*number).1 || seen.contains(number));
             let mut operations = history.operations.clone();
             operations.extend(history.unknown.iter().filter(|(number, _)| matters(number)).map(|(number, called)| {
                 Operation { called: *called, returned: None, what: Seen::Wrote(effect(*number)) }
@@ -228,9 +233,8 @@ impl World {
         let (partition, what, is_certain) = (attempt.partition, attempt.what, attempt.is_certain);
         self.queue.push(now + PATIENCE, Happening::Client { client });
         let by_map = self.controller.configuration(partition).map(|c| c.leader.node);
-        let believes = |at: &usize| {
-            self.nodes[*at].parts[partition].replica.as_ref().is_some_and(|r| r.role() == Role::Leader)
-        };
+        let believes =
+            |at: &usize| self.nodes[*at].parts[partition].replica.as_ref().is_some_and(|r| r.role() == Role::Leader);
         let others: Vec<usize> = (0..self.nodes.len()).filter(believes).collect();
         let node = match by_map {
             Some(id) if others.is_empty() || self.random.below(4) > 0 => self.index(id),

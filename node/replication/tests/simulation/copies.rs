@@ -66,8 +66,7 @@ impl World {
         let configuration = part.replica.as_ref().expect("who sends a copy").configuration().clone();
         let (epoch, partition) = (configuration.epoch, PartitionId(place.partition as u16));
         let start = part.disk.process.as_ref().expect("it is running").applied;
-        let (encoder, bytes) =
-            Encoder::new(identity(), &Header { cluster: CLUSTER, partition, configuration, start });
+        let (encoder, bytes) = Encoder::new(identity(), &Header { cluster: CLUSTER, partition, configuration, start });
         let (operations, walk) = (Lsn(0), Walk::new());
         part.outgoing.insert(connection, Outgoing { to, sent, epoch, start, encoder, operations, walk, parts: 1 });
         self.send_on(connection, true, (epoch, PeerBody::CopyBegin { start, sent }));

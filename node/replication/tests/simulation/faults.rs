@@ -221,7 +221,10 @@ impl World {
 
     /// A person stops everybody else, and declares that what this node has is all there is.
     fn force(&mut self, node: usize) -> Verdict {
-        if !self.places(node).all(|p| self.part(p).disk.is_sound() && self.controller.configuration(p.partition).is_some()) {
+        if !self
+            .places(node)
+            .all(|p| self.part(p).disk.is_sound() && self.controller.configuration(p.partition).is_some())
+        {
             return Ok(());
         }
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
@@ -284,15 +287,21 @@ impl World {
         for partition in 0..self.checks.len() {
             let current = self.controller.configuration(partition).ok_or("it was never created")?;
             let leader = self.index(current.leader.node);
-            let replicas: Vec<&Replica> = self.nodes.iter().filter_map(|n| n.parts[partition].replica.as_ref()).collect();
+            let replicas: Vec<&Replica> =
+                self.nodes.iter().filter_map(|n| n.parts[partition].replica.as_ref()).collect();
             let complete = self.nodes.iter().all(|n| current.is_member(n.member)) && replicas.len() == self.nodes.len();
-            ensure(complete, || format!("partition {partition} is not complete: {current:?}, {}", self.troubles(partition)))?;
+            ensure(complete, || {
+                format!("partition {partition} is not complete: {current:?}, {}", self.troubles(partition))
+            })?;
             let leads = self.nodes[leader].parts[partition].replica.as_ref().ok_or("no leader")?;
             let now = self.clock(leader);
-            let serves = leads.check_write(now).is_ok() && leads.check_read(now).is_ok() && leads.trouble(now).is_none();
+            let serves =
+                leads.check_write(now).is_ok() && leads.check_read(now).is_ok() && leads.trouble(now).is_none();
             ensure(serves, || format!("partition {partition} is not served: {}", self.troubles(partition)))?;
             let same = |r: &&Replica| {
-                r.configuration() == current && r.prepared() == leads.prepared() && r.committed() == leads.prepared().lsn
+                r.configuration() == current
+                    && r.prepared() == leads.prepared()
+                    && r.committed() == leads.prepared().lsn
             };
             ensure(replicas.iter().all(same), || format!("not all have everything: {}", self.troubles(partition)))?;
         }

@@ -168,7 +168,9 @@ impl World {
     /// The Prepares that a replica has for others, as far as there is room.
     pub(crate) fn pump(&mut self, place: Place) -> Verdict {
         for other in 0..self.nodes.len() {
-            let Some(connection) = self.network.open.get(&(place.partition, place.node, other)).copied() else { continue };
+            let Some(connection) = self.network.open.get(&(place.partition, place.node, other)).copied() else {
+                continue;
+            };
             let to = self.nodes[other].member.node;
             while self.has_room(connection) {
                 let now = self.clock(place.node);
@@ -205,16 +207,8 @@ impl World {
         self.network.made += 1;
         let (connection, lives) = (self.network.made, [self.nodes[from].life, self.nodes[to].life]);
         let partition = place.partition;
-        let made = Connection {
-            partition,
-            from,
-            to,
-            lives,
-            is_open: true,
-            late: None,
-            last: [now; 2],
-            on_their_way: 0,
-        };
+        let made =
+            Connection { partition, from, to, lives, is_open: true, late: None, last: [now; 2], on_their_way: 0 };
         self.network.connections.insert(connection, made);
         self.network.open.insert((partition, from, to), connection);
         self.give(place, Event::PeerConnected { peer: self.nodes[to].member })

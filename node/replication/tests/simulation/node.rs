@@ -2,9 +2,9 @@
 
 use crate::{
     checks::Verdict,
+    clients::Waiting,
     copies::Outgoing,
     disk::{Disk, media::Fate},
-    clients::Waiting,
     queue::{Happening, MS, Time},
     world::World,
 };
@@ -357,7 +357,11 @@ impl World {
         let part = &mut self.nodes[place.node].parts[place.partition];
         part.writing = false;
         let unsynced = part.disk.unsynced() as u64;
-        let count = if self.healing || self.random.one_in(2) { usize::MAX } else { 1 + self.random.below(unsynced.max(1)) as usize };
+        let count = if self.healing || self.random.one_in(2) {
+            usize::MAX
+        } else {
+            1 + self.random.below(unsynced.max(1)) as usize
+        };
         let fate = std::mem::replace(&mut part.fate, Fate::Well);
         if !part.disk.write(count, fate) {
             let power = self.random.one_in(2);

@@ -83,9 +83,12 @@ impl Catalog {
         need.released = need.released.max(lsn);
     }
 
-    /// A partition that was faulty was reset, on disk: what it needs counts again.
-    pub fn free(&mut self, partition: PartitionId) {
-        self.needs.entry(partition).or_default().held = false;
+    /// A partition was reset, on disk: nothing that stands in the sealed segments is needed, and what it needs from now on
+    /// counts, faulty or not before.
+    pub fn free(&mut self, partition: PartitionId, base: Lsn) {
+        self.void(partition, Lsn(0));
+        let need = self.needs.entry(partition).or_default();
+        (need.held, need.released) = (false, base);
     }
 
     /// The records of a partition in the segments up to this age are on disk in younger ones too: all that are not void, and

@@ -33,7 +33,7 @@ pub struct Chunk {
 pub struct Part {
     /// The partition.
     pub partition: PartitionId,
-    /// How many of its replica's entries there are; states, copies and resets that the node itself writes do not count.
+    /// How many of its replica's entries there are; states and copies that the node itself writes do not count.
     pub entries: u64,
     /// The LSNs of its records that are not void, if there are any: the least and the greatest.
     pub records: Option<(Lsn, Lsn)>,
@@ -143,7 +143,7 @@ impl Gather {
     /// Takes what a replica wants kept; `committed` is what it knows to be committed now.
     ///
     /// # Panics
-    /// At a record or cut of a partition that is faulty: it can only be reset.
+    /// At a record or cut of a partition that is faulty: it has to be reset before.
     pub fn append(&mut self, partition: PartitionId, entry: &LogEntry, committed: Lsn) {
         let (part, log, body) = self.part(partition, committed);
         part.entries += 1;
@@ -172,20 +172,17 @@ impl Gather {
                 format::put_state(body, partition, configuration, log.end.last(), committed, log.faulty);
             }
             LogEntry::Reset { configuration, base } => {
-                put_reset(part, log, body, configuration, *base);
+                part.void(Lsn(0));
+                (part.committed, part.configuration) = (base.lsn, Some(configuration.clone()));
+                (part.faulty, part.reset) = (false, Some(base.lsn));
+                (log.end, log.epoch, log.faulty) = (Epochs::at(*base), configuration.epoch, false);
+                format::put_reset(body, partition, configuration, *base);
             }
         }
         // What is committed is never cut.
         log.end.forget_before(committed);
         part.last = log.end.last();
         self.close_if_long();
-    }
-
-    /// Everything that stands before is void: the table is that of a checkpoint of `base`, which is put in place when this is on
-    /// disk, and the log goes on from there.
-    pub fn reset(&mut self, partition: PartitionId, configuration: &Configuration, base: Position) {
-        let (part, log, body) = self.part(partition, base.lsn);
-        put_reset(part, log, body, configuration, base);
     }
 
     /// Takes a record that stands in an older segment, so that it is not needed there any more.
@@ -231,14 +228,6 @@ impl Gather {
         }
         Some(std::mem::take(&mut self.chunk))
     }
-}
-
-fn put_reset(part: &mut Part, log: &mut Log, body: &mut Vec<u8>, configuration: &Configuration, base: Position) {
-    part.void(Lsn(0));
-    (part.last, part.committed, part.configuration) = (base, base.lsn, Some(configuration.clone()));
-    (part.faulty, part.reset) = (false, Some(base.lsn));
-    (log.end, log.epoch, log.faulty) = (Epochs::at(base), configuration.epoch, false);
-    format::put_reset(body, part.partition, configuration, base);
 }
 
 impl Part {
@@ -315,7 +304,7 @@ mod tests {
             let mut gather = Gather::default();
             let tail = vec![record(1, 2), record(1, 3)];
             let (configuration, applied) = (Some(configuration(1)), at(1, 1));
-            gather.adopt(P, &Restored { configuration, applied, tail, fault: None });
+            gather.adopt(P, &Restored { configuration, applied, tail, ..Restored::default() });
             let adopted = gather.take().expect("a state");
             assert_eq!((states(&adopted), adopted.parts[0].entries), (vec![(at(1, 3), false)], 0));
             entries.iter().for_each(|entry| gather.append(P, entry, Lsn(1)));
@@ -352,12 +341,12 @@ mod tests {
         gather.append(P, &LogEntry::Configuration(configuration(2)), Lsn(0));
         let chunk = gather.take().expect("states");
         assert_eq!((states(&chunk), chunk.parts[0].faulty), (vec![(at(0, 0), true), (at(0, 0), true)], true));
-        gather.reset(P, &configuration(3), at(2, 7));
+        gather.append(P, &LogEntry::Reset { configuration: configuration(3), base: at(2, 7) }, Lsn(7));
         gather.append(P, &entry(3, 8), Lsn(7));
         gather.append(P, &LogEntry::Configuration(configuration(4)), Lsn(7));
         let chunk = gather.take().expect("entries");
         let part = &chunk.parts[0];
-        assert_eq!((part.faulty, part.reset, part.voids, part.entries), (false, Some(Lsn(7)), Some(Lsn(0)), 2));
+        assert_eq!((part.faulty, part.reset, part.voids, part.entries), (false, Some(Lsn(7)), Some(Lsn(0)), 3));
         assert_eq!(states(&chunk), [(at(3, 8), false)]);
     }
 

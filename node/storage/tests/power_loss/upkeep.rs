@@ -240,7 +240,7 @@ impl Node {
         }
         let partition = self.partitions.get_mut(&id).expect("a partition");
         let (base, configuration) = (log.position(Lsn(base)), log.configuration.clone().expect("it has one"));
-        self.streams[partition.stream].gather.reset(id, &configuration, base);
+        self.streams[partition.stream].gather.append(id, &LogEntry::Reset { configuration, base }, base.lsn);
         (partition.next, partition.state, partition.checkpointing) = (log, state, None);
         partition.index.void(Lsn(0));
         partition.install = Some(Install { base, behind, copy: None });

@@ -84,7 +84,8 @@ impl Disk {
             return;
         }
         let oldest = process.catalog.oldest();
-        let needed = oldest.and_then(|(age, needed)| Some((age, needed.iter().find(|(id, _)| *id == self.partition)?.1)));
+        let needed =
+            oldest.and_then(|(age, needed)| Some((age, needed.iter().find(|(id, _)| *id == self.partition)?.1)));
         if let Some((age, upto)) = needed
             && random.one_in(2)
             && self.copy_forward(age, upto, replica.committed())

@@ -187,7 +187,8 @@ fn a_faulty_partition_stays_so_from_segment_to_segment_until_it_is_reset() {
     let found = recover(&Log { segments: [(segment, second)].into(), ..Log::default() });
     assert!(found.fault.is_some_and(|f| f.contains("earlier start")));
     assert_eq!(found.configuration, Some(configuration(2)));
-    gather.reset(PartitionId(3), &configuration(3), Position { epoch: Epoch(1), lsn: Lsn(9) });
+    let base = Position { epoch: Epoch(1), lsn: Lsn(9) };
+    gather.append(PartitionId(3), &LogEntry::Reset { configuration: configuration(3), base }, base.lsn);
     let flushed = writer.write(gather.take().into_iter().collect()).expect("written");
     assert_eq!(flushed.parts[0].reset, Some(Lsn(9)));
     assert!(recover(writer.media()).fault.is_some_and(|f| f.contains("not completed")));

@@ -1,0 +1,97 @@
+//! When leadership passes to another node on purpose: the node stops, its disk is late, or another node is preferred.
+
+use super::{Executor, Stop};
+use crate::clock;
+use kv_proto::{
+    cluster_map::Node,
+    ids::{Epoch, NodeId, PartitionId},
+};
+use kv_replication::{clock::Instant64, placement, replica::Event};
+use std::collections::HashMap;
+
+/// How many partitions go back to the node that is preferred at a time.
+const RETURNED_AT_A_TIME: usize = 8;
+
+/// What an executor remembers about it.
+pub(super) struct Leadership {
+    pub(super) controller_reachable: bool,
+    /// Since when the partitions that another node should lead have been in their epoch.
+    waits: HashMap<PartitionId, (Epoch, Instant64)>,
+}
+
+impl Default for Leadership {
+    fn default() -> Self {
+        Leadership { controller_reachable: true, waits: HashMap::new() }
+    }
+}
+
+impl Executor {
+    /// Whether the controller can be reached has changed.
+    pub(super) fn handle_controller_reachable(&mut self, reachable: bool) {
+        self.leadership.controller_reachable = reachable;
+        let now = clock::now();
+        for at in 0..self.owned.len() {
+            self.give(now, self.owned[at], Event::Controller { reachable });
+        }
+    }
+
+    /// Has others lead what is led here, as far as there are any.
+    pub(super) fn pass_on_leadership(&mut self) {
+        if self.stopping == Some(Stop::HandingOff) {
+            self.hand_off_all();
+            self.finish();
+        }
+    }
+
+    /// Has others lead what is led here, without this node.
+    pub(super) fn hand_off_all(&mut self) {
+        let now = clock::now();
+        for at in 0..self.owned.len() {
+            self.give(now, self.owned[at], Event::Handoff { to: None, leaves: true });
+        }
+    }
+
+    /// Whether leadership of something that is led here can still pass to others.
+    pub(super) fn passes_on_leadership(&self) -> bool {
+        let owned = self.owned.iter().filter_map(|id| self.partitions[usize::from(id.0)].as_ref());
+        self.stopping == Some(Stop::HandingOff) && owned.into_iter().any(|p| p.replica.is_handing_off())
+    }
+
+    /// Gives partitions back to the nodes that are preferred to lead them, once those have been in sync for long enough.
+    pub(super) fn maybe_return_leadership(&mut self, now: Instant64) {
+        let (Some(after), Some(view)) = (self.shared.settings.rebalance_after, self.view.clone()) else { return };
+        let mut nth_of_shard = vec![0; view.map.shards.len()];
+        let mut due = Vec::new();
+        for (id, partition) in view.map.partitions() {
+            let Some(shard) = view.map.shards.get(usize::from(partition.shard.0)) else { continue };
+            let nth = &mut nth_of_shard[usize::from(partition.shard.0)];
+            let nodes: Vec<&Node> = shard.nodes.iter().filter_map(|n| view.map.node(*n)).collect();
+            if let Some(preferred) = (!nodes.is_empty()).then(|| placement::roles(&nodes, *nth).0.node)
+                && self.may_return(id, preferred)
+            {
+                due.push((id, preferred));
+            }
+            *nth += 1;
+        }
+        self.leadership.waits.retain(|id, _| due.iter().any(|(other, _)| other == id));
+        let mut returned = 0;
+        for (id, to) in due {
+            let Some(epoch) = self.partition(id).map(|p| p.replica.configuration().epoch) else { continue };
+            let wait = self.leadership.waits.entry(id).or_insert((epoch, now));
+            if wait.0 != epoch {
+                *wait = (epoch, now);
+            } else if now.since(wait.1) >= after && returned < RETURNED_AT_A_TIME {
+                wait.1 = now;
+                returned += 1;
+                self.give(now, id, Event::Handoff { to: Some(to), leaves: false });
+            }
+        }
+    }
+
+    /// Whether this node leads a partition that an in-sync follower should.
+    fn may_return(&self, id: PartitionId, preferred: NodeId) -> bool {
+        let Some(partition) = self.partitions.get(usize::from(id.0)).and_then(Option::as_ref) else { return false };
+        let replica = &partition.replica;
+        replica.leads_since().is_some() && replica.configuration().in_sync.iter().any(|m| m.node == preferred)
+    }
+}
