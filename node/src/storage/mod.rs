@@ -45,6 +45,8 @@ use std::{
 /// A disk that is nearly full takes values until a segment has less room than this part of it: the rest is for deletes and
 /// for what replicas note.
 const RESERVED_PART: u64 = 4;
+/// Bytes of the log that are kept at most for nothing but nodes that are behind: one that needs more gets a copy of the table.
+const MAX_SENT_BYTES: u64 = 1024 * 1024 * 1024;
 /// What a checkpoint has beside its entries, in bytes.
 const CHECKPOINT_BYTES: u64 = 16 * 1024;
 
@@ -56,6 +58,8 @@ pub(crate) struct Storage {
     pub(crate) generation: u64,
     /// Partitions of which nothing was found while something was damaged: nobody can say whether they had anything.
     pub(crate) damage: Option<String>,
+    /// Whether everything was on disk when the process before this one ended.
+    stopped_cleanly: bool,
     files: Arc<SegmentFiles>,
     executors: usize,
     dir: Mutex<DataDir>,
@@ -99,6 +103,7 @@ impl Storage {
         let files = SegmentFiles::open(&settings.dir.join("log"), settings.segment_bytes, executors)
             .map_err(restore::io_error("open the log in", &settings.dir))?;
         let restored = restore::restore(&settings.dir, &files, dir.file(), &identity)?;
+        let stopped_cleanly = dir.file().clean;
         dir.change(|file| {
             file.generation += 1;
             file.clean = false;
@@ -131,6 +136,7 @@ impl Storage {
             identity,
             generation: dir.file().generation,
             damage,
+            stopped_cleanly,
             files,
             executors,
             dir: Mutex::new(dir),
@@ -185,7 +191,8 @@ impl Storage {
     }
 
     /// What was restored of a partition, for who owns it from now on. A partition of which nothing was found was never
-    /// here, or was in what is damaged.
+    /// here, or was in what is damaged. Where writes do not wait for the disk, a process that did not stop in order may have lost
+    /// some that it had told of, of a partition too of which nothing was found.
     pub(crate) fn take_restored(&self, id: PartitionId) -> recovery::Partition {
         let mut restored = lock(&self.restored).remove(&id).unwrap_or_default();
         let nothing = restored.restored.configuration.is_none();
@@ -193,6 +200,7 @@ impl Storage {
             let fault = |what: &String| format!("{what}, and nothing else of this partition was found");
             restored.restored.fault = self.damage.as_ref().map(fault);
         }
+        restored.restored.incomplete = !self.stopped_cleanly;
         restored
     }
 
@@ -237,9 +245,10 @@ impl Storage {
         self.files.reserve_more(usize::from(executor.0), bytes);
     }
 
-    /// Has the segments removed that nobody needs.
+    /// Has the segments removed that nobody needs. A disk that is full keeps none for other nodes.
     pub(crate) fn let_go(&self) {
-        let unneeded = self.catalog().take_unneeded();
+        let max_sent = if self.is_full() { 0 } else { MAX_SENT_BYTES };
+        let unneeded = self.catalog().take_unneeded(max_sent);
         if !unneeded.is_empty() {
             self.ask(Job::LetGo(unneeded));
         }
