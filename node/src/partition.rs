@@ -18,6 +18,7 @@
 
 use crate::{
     executor::nobody,
+    fatal,
     pending::{Current, Pending},
     storage::checkpoint_bytes,
 };
@@ -34,7 +35,9 @@ use kv_replication::{
     replica::{self, Action, Actions, Event, LogEntry, ReadCheck, Refusal, Replica, Token},
 };
 use kv_storage::{
+    copy::{self, CopyWalk},
     kept::Kept,
+    log::format::FormatError,
     operations::{Done, Known, Operations},
     recovery,
     table::{Entry, Table, Walk},
@@ -52,6 +55,21 @@ pub(crate) struct Partition {
     table: Table,
     operations: Operations,
     pending: Pending,
+    /// Where the table comes from, if it is a copy of another replica's that is not on disk yet.
+    copy: Option<Copy>,
+}
+
+/// A copy of another replica's table and operations on its way here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copy {
+    /// Parts are missing.
+    Loading,
+    /// A part could not be read: it will not be whole.
+    Failed,
+    /// All parts are here; with the records up to `end` they have this digest.
+    Loaded { end: Lsn, digest: u64 },
+    /// It was proved to be what the other replica has.
+    Whole,
 }
 
 /// What a key's committed entry is to who reads it.
@@ -96,7 +114,7 @@ impl Partition {
         let last = restored.last();
         let kept = Kept::new(released, last.lsn, index);
         let replica = Replica::new(id, me, configuration, restored, options, now, out);
-        Partition { replica, queued: false, kept, applied, table, operations, pending: Pending::default() }
+        Partition { replica, queued: false, kept, applied, table, operations, pending: Pending::default(), copy: None }
     }
 
     /// Gives an event to the replica.
@@ -104,8 +122,12 @@ impl Partition {
         let before = out.len();
         self.replica.handle(now, event, out);
         for action in &out[before..] {
-            if let Action::Append(LogEntry::Cut { from }) = action {
-                self.pending.cut(*from);
+            match action {
+                Action::Append(LogEntry::Cut { from }) => self.pending.cut(*from),
+                Action::Append(LogEntry::Reset { base, .. }) => {
+                    (self.applied, self.pending) = (*base, Pending::default());
+                }
+                _ => {}
             }
         }
     }
@@ -138,6 +160,80 @@ impl Partition {
     /// Walks a slice of the table; whether it was the last.
     pub(crate) fn walk(&self, walk: &mut Walk, max_bytes: usize, visit: &mut impl FnMut(&[u8], Entry<'_>)) -> bool {
         walk.next_chunk(&self.table, max_bytes, visit)
+    }
+
+    /// The next part of a copy for another replica, and whether it is the last.
+    pub(crate) fn next_part(&self, walk: &mut CopyWalk, max_bytes: usize) -> (Vec<u8>, bool) {
+        walk.next_part(&self.table, &self.operations, max_bytes)
+    }
+
+    /// Replicas that have applied the same records have the same.
+    pub(crate) fn copy_digest(&self) -> u64 {
+        copy::digest(&self.table, &self.operations)
+    }
+
+    /// Table and operations are void: a copy comes.
+    pub(crate) fn reset_table(&mut self) {
+        (self.table, self.operations) = (Table::default(), Operations::default());
+        self.copy = Some(Copy::Loading);
+    }
+
+    /// Takes a part of the copy.
+    ///
+    /// # Errors
+    /// When it cannot be read. Nothing comes of the copy then.
+    pub(crate) fn load_part(&mut self, part: &[u8]) -> Result<(), FormatError> {
+        if self.copy != Some(Copy::Loading) {
+            return Ok(());
+        }
+        let taken = copy::take_part(part, &mut self.table, &mut self.operations);
+        if taken.is_err() {
+            self.copy = Some(Copy::Failed);
+        }
+        taken
+    }
+
+    /// All parts are here, and with the records up to `end` they are what has this digest. Whether they are.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub(crate) fn end_copy(&mut self, end: Lsn, digest: u64) -> Result<(), String> {
+        if self.copy == Some(Copy::Loading) {
+            self.copy = Some(Copy::Loaded { end, digest });
+        }
+        self.prove_copy()
+    }
+
+    fn prove_copy(&mut self) -> Result<(), String> {
+        let Some(Copy::Loaded { end, digest }) = self.copy else { return Ok(()) };
+        if self.applied.lsn < end {
+            return Ok(());
+        }
+        let (here, found) = (self.applied.lsn, self.copy_digest());
+        if here > end || found != digest {
+            let id = self.replica.partition();
+            return Err(format!(
+                "the copy of the table of partition {id} has digest {found:016x} at LSN {here}, and the leader's had \
+                 {digest:016x} at LSN {end}"
+            ));
+        }
+        self.copy = Some(Copy::Whole);
+        Ok(())
+    }
+
+    /// Whether the table is a copy that is whole, and not on disk yet.
+    pub(crate) fn is_whole_copy(&self) -> bool {
+        self.copy == Some(Copy::Whole)
+    }
+
+    /// Whether the table is that of the log here, and not what comes of a copy.
+    pub(crate) fn has_own_table(&self) -> bool {
+        self.copy.is_none()
+    }
+
+    /// The copy is on disk.
+    pub(crate) fn handle_copy_kept(&mut self) {
+        self.copy = None;
     }
 
     /// The version that an LSN is.
@@ -322,6 +418,11 @@ impl Partition {
         let effect = Effect::decode(&record.payload).expect("effects are checked when they come in");
         self.operations.apply(record, &effect);
         match effect {
+            // A copy has some of what was written after its start.
+            Effect::Put { key, content_type, value, expires } if self.copy.is_some() => {
+                self.table.put_if_newer(key, Entry { lsn, expires, content_type, value });
+            }
+            Effect::Delete { key } if self.copy.is_some() => self.table.remove_if_older(lsn, key),
             Effect::Put { key, content_type, value, expires } => {
                 self.table.put(key, Entry { lsn, expires, content_type, value });
             }
@@ -334,6 +435,9 @@ impl Partition {
         }
         if let Some(id) = &record.operation_id {
             self.pending.remove_operation(id);
+        }
+        if let Err(why) = self.prove_copy() {
+            fatal::end(&why);
         }
     }
 

@@ -39,7 +39,11 @@ use kv_storage::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
 };
 
 /// A disk that is nearly full takes values until a segment has less room than this part of it: the rest is for deletes and
@@ -60,6 +64,8 @@ pub(crate) struct Storage {
     pub(crate) damage: Option<String>,
     /// Whether everything was on disk when the process before this one ended.
     stopped_cleanly: bool,
+    /// How many executors have stopped with everything that their replicas ever said they have.
+    complete: AtomicUsize,
     files: Arc<SegmentFiles>,
     executors: usize,
     dir: Mutex<DataDir>,
@@ -137,6 +143,7 @@ impl Storage {
             generation: dir.file().generation,
             damage,
             stopped_cleanly,
+            complete: AtomicUsize::new(0),
             files,
             executors,
             dir: Mutex::new(dir),
@@ -180,9 +187,19 @@ impl Storage {
         if dir.file().cluster == Some(cluster) { Ok(()) } else { dir.change(|file| file.cluster = Some(cluster)) }
     }
 
-    /// Everything is on disk, and the process ends.
+    /// An executor has stopped, and everything of it is on disk; `complete` says that its replicas have all that they ever
+    /// said they have.
+    pub(crate) fn note_stopped(&self, complete: bool) {
+        if complete {
+            self.complete.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Everything is on disk, and the process ends. What an earlier process may have lost stays known until it is there again.
     pub(crate) fn close(&self) -> Result<(), DataDirError> {
-        lock(&self.dir).change(|file| file.clean = true)
+        let complete = self.complete.load(Ordering::Relaxed) == self.executors;
+        let clean = self.stopped_cleanly || complete && lock(&self.restored).is_empty();
+        lock(&self.dir).change(|file| file.clean = clean)
     }
 
     /// Which segments there are, and who needs them. Held only for a moment.

@@ -248,6 +248,12 @@ impl Replica {
         matches!(&self.role, Role::Leader(leader) if leader.wishes.handoff.is_some())
     }
 
+    /// Whether records that this replica said it had may be missing.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
     /// The log is needed behind this record: others have to be sent what follows and is not in memory any more.
     #[must_use]
     pub fn log_needed_after(&self) -> Option<Lsn> {
@@ -302,6 +308,7 @@ impl Replica {
             Event::Flushed { entries } => self.handle_flushed(now, entries, out),
             Event::LogRead { to, previous, records } => self.handle_log_read(to, previous, records, out),
             Event::CopyKept => self.handle_copy_kept(out),
+            Event::CopyFailed => self.give_up_copy(),
             Event::Message { from, epoch, body: PeerBody::Resign } => self.handle_resign(from, epoch),
             Event::Message { from, epoch, body } => {
                 let current = epoch == self.configuration.epoch
