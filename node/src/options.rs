@@ -94,6 +94,7 @@ pub struct NodeOptions {
     pub idle_timeout_s: u64,
 
     #[command(flatten)]
+    /// When leadership passes on.
     pub failover: FailoverOptions,
 
     /// How often a connection on which nothing comes is looked at before the kernel is asked to tell; the node

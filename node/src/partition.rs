@@ -468,6 +468,8 @@ impl Partition {
 
 #[cfg(test)]
 mod operation_tests;
+#[cfg(test)]
+mod retry_tests;
 
 #[cfg(test)]
 mod tests {

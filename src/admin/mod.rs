@@ -24,8 +24,9 @@ Examples:
   kv admin handoff --node shard0-leader      before that node is stopped or mended: all that it leads
   kv admin handoff --all --to shard0-leader  back again: all that it follows in sync
 
-Writes wait meanwhile, and none fails. The old leader follows from then on. A node that is stopped in order (SIGTERM, Ctrl-C) does \
-this by itself.
+Writes wait for some milliseconds. The old leader follows from then on; the nodes give leadership back to the node that prefers to \
+lead after --rebalance-after-s (of kv node and kv local, 10 s; 0 is never), so stop a node before that, or set it. A node that is \
+stopped in order (SIGTERM, Ctrl-C) hands off by itself.
 
 Exit code: 0 done, 1 not all of it was done, 2 an error.";
 

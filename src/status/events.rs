@@ -37,11 +37,29 @@ pub(super) fn health(topology: &Topology) -> String {
 /// What has become of a partition. Equal changes of a shard's partitions are one event.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Change {
-    Created { leader: NodeId },
-    Recovered { leader: NodeId },
-    OtherLeader { old: NodeId, new: NodeId },
-    Members { leader: NodeId, gone: Vec<NodeId>, new: Vec<NodeId>, alone: bool },
-    Reopened { leader: NodeId },
+    Created {
+        leader: NodeId,
+    },
+    Recovered {
+        leader: NodeId,
+    },
+    OtherLeader {
+        old: NodeId,
+        new: NodeId,
+    },
+    Members {
+        leader: NodeId,
+        gone: Vec<NodeId>,
+        new: Vec<NodeId>,
+        alone: bool,
+    },
+    Reopened {
+        leader: NodeId,
+    },
+    /// Something changed and changed back since the last look.
+    Back {
+        leader: NodeId,
+    },
 }
 
 fn partitions(old: &Topology, new: &Topology) -> Vec<String> {
@@ -64,6 +82,9 @@ fn partitions(old: &Topology, new: &Topology) -> Vec<String> {
                 format!("{which} now led by {leader} ({in_epoch}), {old} {}", what_became_of(old, new))
             }
             Change::Reopened { leader } => format!("{which} opened again by {leader} ({in_epoch})"),
+            Change::Back { leader } => {
+                format!("{which} changed meanwhile, and led by {leader} with the same followers again ({in_epoch})")
+            }
             Change::Members { leader, gone, new, alone } => {
                 let mut parts = Vec::new();
                 if !new.is_empty() {
@@ -97,7 +118,8 @@ fn change(old: Option<&Configuration>, now: &Configuration, map: &ClusterMap) ->
     };
     let (gone, new) = (without(&old.in_sync, &now.in_sync), without(&now.in_sync, &old.in_sync));
     if gone.is_empty() && new.is_empty() {
-        return Some(Change::Reopened { leader });
+        let one_step = now.epoch == old.epoch.next();
+        return Some(if one_step { Change::Reopened { leader } } else { Change::Back { leader } });
     }
     Some(Change::Members { leader, gone, new, alone: map.replicas > 1 && now.in_sync.is_empty() })
 }
@@ -244,6 +266,10 @@ mod tests {
             "shard 0: 1 partition now with shard0-follower in sync (epoch 3)"
         );
         assert_eq!(told_of(&|_| {}), "shard 0: 2 partitions opened again by shard0-leader (epoch 2)");
+        assert_eq!(
+            told_of(&|c| c.epoch = Epoch(8)),
+            "shard 0: 2 partitions changed meanwhile, and led by shard0-leader with the same followers again (epoch 8)"
+        );
         assert_eq!(
             told_of(&force),
             "shard 0: 2 partitions recovered by force: shard0-follower leads in a new history (epoch 2)"

@@ -33,6 +33,7 @@ mod links;
 mod log;
 mod membership;
 mod memory;
+mod report;
 mod requests;
 mod tasks;
 

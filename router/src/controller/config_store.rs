@@ -45,6 +45,8 @@ use tokio::{
 
 /// How long a command may take: an election, and a little more.
 const CAS_TIMEOUT: Duration = Duration::from_secs(4);
+/// After how long without an answer of a majority the leading controller says that there is none.
+const MAJORITY_SILENCE_MS: u64 = 3000;
 /// How soon a command is given again when there was no leader to carry it out.
 const LEADER_POLL: Duration = Duration::from_millis(50);
 /// How long what the leader applied may take to arrive here, before its answer is told all the same.
@@ -89,6 +91,8 @@ pub struct Standing {
     pub leader: Option<String>,
     /// Those that count.
     pub voters: Vec<Voter>,
+    /// Whether a majority of them is there, as far as this one knows: without it the cluster map cannot change.
+    pub has_majority: bool,
 }
 
 /// A controller that has a vote.
@@ -264,7 +268,14 @@ impl ConfigStore {
         let metrics = metrics.borrow();
         let text = |id: u64| format!("{id:016x}");
         let voters = metrics.membership_config.membership().voter_ids();
+        let has_majority = match metrics.current_leader {
+            Some(leader) if leader == self.inner.id && self.has_peers() => {
+                metrics.millis_since_quorum_ack.is_none_or(|ms| ms < MAJORITY_SILENCE_MS)
+            }
+            leader => leader.is_some(),
+        };
         Standing {
+            has_majority,
             id: text(self.inner.id),
             leader: metrics.current_leader.map(text),
             voters: voters.map(|id| Voter { id: text(id), address: self.inner.peers.address(id) }).collect(),

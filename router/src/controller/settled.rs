@@ -20,9 +20,10 @@ pub(super) fn decided_for_good(cluster: &Cluster, command: &Command) -> Option<R
     // What is not known to stay refused may not.
     let stays = |refusal: &ProposalRefusal| match refusal {
         ProposalRefusal::UnknownPartition(_) => true,
-        ProposalRefusal::CannotLead { .. } => false,
         ProposalRefusal::Configuration(Refusal::OtherEpoch { current, proposed }) => proposed <= current,
         ProposalRefusal::Configuration(refusal) => *refusal != Refusal::NotCreated,
+        // Nodes register, with other disks too.
+        ProposalRefusal::CannotLead { .. } => false,
     };
     match applied {
         Ok(Applied::Registered) => Some(Ok(Decision::Registered)),

@@ -156,8 +156,10 @@ impl Inner {
         let decided = match self.store.cas(Command::Propose(proposals.clone())).await {
             Ok(Decision::Decided(decided)) => decided,
             Ok(Decision::Registered | Decision::Done) => Vec::new(),
-            Err(error @ CasError::Unknown(_)) => return Err(ApiError::interrupted(error.to_string())),
-            Err(error) => return Err(ApiError::not_ready(error.to_string())),
+            Err(error @ CasError::Refused(_)) => return Err(ApiError::not_ready(error.to_string())),
+            Err(error @ (CasError::NoLeader | CasError::Unknown(_))) => {
+                return Err(ApiError::interrupted(error.to_string()));
+            }
         };
         for (proposal, decided) in proposals.into_iter().zip(decided) {
             let partition = proposal.partition;

@@ -3,7 +3,7 @@
 //! | status | means |
 //! |---|---|
 //! | `ready` | every partition takes writes, and has as many in-sync replicas as the cluster was made with |
-//! | `degraded` | every partition takes writes, but one more failure may stop some of them, or a node takes no more values |
+//! | `degraded` | every partition takes writes, but one more failure may stop some of them, or a node takes no more values, or the controllers can agree on nothing |
 //! | `unavailable` | some partitions take no writes now |
 //!
 //! A partition that has no in-sync follower is *alone*: what is acknowledged then is on one disk.
@@ -19,6 +19,9 @@ use std::collections::BTreeMap;
 
 /// Most problems that are told, each of many partitions.
 const MAX_PROBLEMS: usize = 16;
+
+const NO_MAJORITY: &str = "no majority of the controllers is there, so that a node that dies is neither replaced nor dropped: start the \
+                           routers that are down";
 
 /// How the cluster as a whole is; the later, the worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -53,7 +56,8 @@ struct Counts {
 }
 
 impl Health {
-    pub(super) fn of(map: &ClusterMap, answers: &Answers) -> Self {
+    /// `can_change` says whether the controllers can agree on a change of the map.
+    pub(super) fn of(map: &ClusterMap, answers: &Answers, can_change: bool) -> Self {
         let mut counts = Counts::default();
         let (mut stopped, mut alone, mut short) = (Problems::default(), Problems::default(), Problems::default());
         for (id, partition) in map.partitions() {
@@ -76,7 +80,7 @@ impl Health {
         let full: Vec<String> = answers.values().filter_map(|a| full(a.as_ref().ok()?)).collect();
         let status = if counts.unavailable > 0 {
             Status::Unavailable
-        } else if counts.short + counts.alone > 0 || !full.is_empty() {
+        } else if counts.short + counts.alone > 0 || !full.is_empty() || !can_change {
             Status::Degraded
         } else {
             Status::Ready
@@ -87,6 +91,9 @@ impl Health {
         problems.extend(short.told(of, "lacks in-sync followers", "lack in-sync followers"));
         problems.extend(full);
         problems.truncate(MAX_PROBLEMS);
+        if !can_change {
+            problems.push(NO_MAJORITY.to_owned());
+        }
         Health { status, partitions: counts, problems }
     }
 }
@@ -154,11 +161,8 @@ fn trouble(partition: PartitionId, configuration: &Configuration, answers: &Answ
     let leader = configuration.leader.node;
     let stats = match answers.get(&leader) {
         Some(Ok(stats)) => stats,
-        Some(Err(error)) => {
-            return Some(format!(
-                "its leader {leader} does not answer ({error}); {}",
-                who_follows(configuration, answers)
-            ));
+        Some(Err(_)) => {
+            return Some(format!("its leader {leader} does not answer; {}", who_follows(configuration, answers)));
         }
         None => return Some(format!("its leader {leader} was not asked")),
     };
@@ -284,9 +288,9 @@ mod tests {
             (Ok(stats(Role::Leader, 2, None)), "a is its leader in epoch 2, not its leader in epoch 1"),
             (Ok(stats(Role::Follower, 1, None)), "a is its follower in epoch 1"),
             (Ok(half), "partition 1 takes no writes: a does not know yet"),
-            (Err("refused".to_string()), "its leader a does not answer (refused); its in-sync followers (b) do not"),
+            (Err("refused".to_string()), "its leader a does not answer; its in-sync followers (b) do not"),
         ] {
-            let health = Health::of(&map(2, &["a", "b"]), &Answers::from([(id("a"), answer)]));
+            let health = Health::of(&map(2, &["a", "b"]), &Answers::from([(id("a"), answer)]), true);
             assert_eq!(health.status, if expected.is_empty() { Status::Ready } else { Status::Unavailable });
             assert!(problem(&health).contains(expected), "{health:?}");
         }
@@ -297,18 +301,18 @@ mod tests {
         let mut map = map(2, &["a", "b"]);
         let answers =
             Answers::from([(id("a"), Err("refused".to_string())), (id("b"), Ok(stats(Role::Follower, 1, None)))]);
-        let health = Health::of(&map, &answers);
+        let health = Health::of(&map, &answers, true);
         assert!(problem(&health).ends_with("its in-sync follower b takes over within seconds"), "{health:?}");
         for partition in &mut map.partitions {
             partition.configuration.as_mut().expect("created").in_sync.clear();
         }
-        let health = Health::of(&map, &answers);
+        let health = Health::of(&map, &answers, true);
         assert!(problem(&health).ends_with("it has no in-sync follower, so that a must come back"), "{health:?}");
     }
 
     #[test]
     fn a_cluster_whose_nodes_have_not_come_is_not_ready() {
-        let health = Health::of(&map(2, &["b"]), &Answers::new());
+        let health = Health::of(&map(2, &["b"]), &Answers::new(), true);
         assert_eq!(
             health.problems,
             ["2 of 2 partitions take no writes: not all nodes have registered: shard 0 has 1 of 2"]
@@ -323,15 +327,22 @@ mod tests {
         let in_sync = |map: &mut ClusterMap, partition: usize, members: Vec<Member>| {
             map.partitions[partition].configuration.as_mut().expect("created").in_sync = members;
         };
-        assert_eq!(Health::of(&map, &answers).status, Status::Ready);
+        assert_eq!(Health::of(&map, &answers, true).status, Status::Ready);
         in_sync(&mut map, 0, vec![Member { node: id("b"), disk: DiskId(1) }]);
         in_sync(&mut map, 1, vec![]);
-        let health = Health::of(&map, &answers);
+        let health = Health::of(&map, &answers, true);
         assert_eq!(health.status, Status::Degraded);
         assert_eq!(health.partitions, Counts { ready: 0, short: 1, alone: 1, unavailable: 0 });
         let told = |text| health.problems.iter().any(|p| p.contains(text));
         assert!(told("partition 0 lacks in-sync followers: a leads with 1 of 2"), "{health:?}");
         assert!(told("partition 1 is alone: a leads without an in-sync follower"), "{health:?}");
+    }
+
+    #[test]
+    fn controllers_that_cannot_agree_degrade_the_cluster() {
+        let answers = Answers::from([(id("a"), Ok(stats(Role::Leader, 1, None)))]);
+        let health = Health::of(&map(2, &["a", "b"]), &answers, false);
+        assert_eq!((health.status, problem(&health)), (Status::Degraded, NO_MAJORITY));
     }
 
     #[test]
@@ -348,7 +359,7 @@ mod tests {
         ] {
             let mut stats = stats(Role::Leader, 1, None);
             (stats.disk_full, stats.memory_bytes, stats.max_memory_bytes) = (disk, memory, limit);
-            let health = Health::of(&map(2, &["a", "b"]), &Answers::from([(id("a"), Ok(stats))]));
+            let health = Health::of(&map(2, &["a", "b"]), &Answers::from([(id("a"), Ok(stats))]), true);
             assert_eq!(health.problems.first().map(String::as_str), expected);
             assert_eq!(health.status, if expected.is_some() { Status::Degraded } else { Status::Ready });
         }

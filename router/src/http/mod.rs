@@ -147,7 +147,7 @@ impl Inner {
         let map = &cluster.map;
         // Without the whole map there is an answer already.
         let answers = if map.is_complete() { survey::ask(&self.client, map).await } else { survey::Answers::new() };
-        let health = Health::of(map, &answers);
+        let health = Health::of(map, &answers, self.store.standing().has_majority);
         if health.status == Status::Unavailable {
             return Err(ApiError::not_ready(health.problems.join("; ")));
         }
@@ -170,7 +170,9 @@ impl Inner {
     async fn topology(&self) -> Result<Reply, ApiError> {
         let map = &self.store.get().map;
         let answers = survey::ask(&self.client, map).await;
-        let body = serde_json::to_vec(&survey::Topology::new(self.router, map, &answers)).expect("a map is JSON");
+        let health = Health::of(map, &answers, self.store.standing().has_majority);
+        let topology = survey::Topology::new(self.router, health, map, &answers);
+        let body = serde_json::to_vec(&topology).expect("a map is JSON");
         let held = self.budget.hold(body.len())?;
         Ok(reply(StatusCode::OK, value::JSON, Body::from(body).holding(held)))
     }

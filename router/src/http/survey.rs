@@ -43,12 +43,12 @@ pub(super) struct NodeState<'a> {
 }
 
 impl<'a> Topology<'a> {
-    pub(super) fn new(router: NodeId, map: &'a ClusterMap, answers: &'a Answers) -> Self {
+    pub(super) fn new(router: NodeId, health: Health, map: &'a ClusterMap, answers: &'a Answers) -> Self {
         let state = |(node, answer): (&NodeId, &'a Result<NodeStats, String>)| NodeState {
             node: *node,
             stats: answer.as_ref().ok(),
             error: answer.as_ref().err().map(String::as_str),
         };
-        Topology { router, health: Health::of(map, answers), map, nodes: answers.iter().map(state).collect() }
+        Topology { router, health, map, nodes: answers.iter().map(state).collect() }
     }
 }

@@ -176,7 +176,9 @@ impl Replica {
         let may = self.configuration.in_sync.contains(&self.me) || !self.options.rules.members_alone;
         let may = may && (!self.incomplete || !self.options.rules.incomplete_never_leads);
         let paused = self.awake_since + self.options.beacon_interval * BEACONS_AFTER_A_PAUSE;
-        let silent = if self.has_promised { self.last_promise + self.options.grace } else { self.patience_end() };
+        // A leader whom this replica has not heard in this epoch has had no chance before it.
+        let silent = self.last_promise.max(self.entered) + self.options.grace;
+        let silent = if self.has_promised { silent } else { silent.max(self.patience_end()) };
         may.then(|| silent.max(paused))
     }
 

@@ -14,10 +14,10 @@
 //! nothing is written, on the next *beacon*. Since a write is answered only when every member has it, each member
 //! alone holds everything that was ever acknowledged.
 //!
-//! A write that cannot be replicated is refused while its outcome is still certain: when a follower has lost its
-//! connection, or has answered no beacon for [`Options::suspect_after`]. What was proposed before stays in the log,
-//! its outcome unknown to the client, and commits when the follower is back: the leader asks what it has, and goes
-//! on from there. Reads of the leader need no follower.
+//! The replicas ask for changes of the configuration, and the controller says whether they were first: a change names the
+//! epoch that it replaces. A leader whose follower is silent asks to go on without it (*Drop*); a follower whose leader is
+//! silent asks to *take over*; whichever is decided first makes the next epoch, in which the other has no say. So a pair
+//! outlives the loss of either, and only what needs a change waits for the controller.
 //!
 //! # Watermarks
 //!
@@ -58,12 +58,58 @@
 //! A follower does not know how much of its log is the leader's before a Prepare of this epoch has met it, if only an
 //! empty one. Up to there, and no further, it believes the commit point.
 //!
+//! # Leases
+//!
+//! A follower's answer to a beacon is a promise to follow no other leader for the *grace*, by its own clock, and whoever
+//! takes over waits for the grace after its own last promise until it serves. So for the *lease*, which is shorter, from when
+//! the beacon was sent, a leader that was answered by every follower knows that nobody else serves, and reads its table without
+//! asking. Where whole machines are paused, clocks say nothing: there a read waits for the answers to a beacon that was
+//! sent after it (*confirm*). A leader alone in its configuration needs neither: nobody else can be promoted.
+//!
+//! A follower that has asked to take over says nothing more in that epoch: its question may be answered any time. A leader
+//! that was replaced on purpose *resigns* once it has left its epoch, so that the next one need not wait for the grace.
+//!
+//! # Learners
+//!
+//! A replica that is no member follows as a *learner*: as a follower whose word does not count. It comes with whatever it
+//! had when it was left out, or with nothing, and the leader streams what it lacks, from the log on disk if need be. If the log
+//! does not reach back so far, or what the learner has cannot be used, the leader sends a *copy* of its table; see `learner.rs`. If
+//! the learner's log is longer, the leader makes a record of its own epoch, which stands in the way. Once the learner has
+//! everything on disk that is committed, and nothing else, the leader asks to *add* it. From then on it counts, since
+//! the question may be answered any time.
+//!
+//! # Members that lack something
+//!
+//! Where records are acknowledged from memory, a replica that was not stopped in order is *incomplete*: records that it said
+//! it had may be missing. It goes on as a member, but neither takes over nor leaves others out before it has everything
+//! again: as a follower, when a serving leader's commit point is on its disk; as a leader, when every member has reported and the
+//! greatest log is adopted. If those who have everything never come back, a person has to force a recovery, which begins
+//! another *history*.
+//!
+//! A replica whose log is damaged says nothing as a member, so that others go on without it; as a learner it asks for a copy.
+//! What nobody else has is never given up by itself.
+//!
+//! # The states
+//!
+//! ```text
+//!             Takeover, Handoff                     reported by all,          committed everywhere,
+//! follower ───────────────────► Recording ► Adopting ───────────────► Settling ──────────────────► Serving
+//!   ▲  │                                     greatest log adopted               grace over          │
+//!   │  │ dropped                                                                                     │
+//! Add  ▼                                    Reopening (restarted) ─► Recording …     replaced        │
+//! learner ◄──────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! A leader that opened the next epoch itself, by Drop or Add, stays in the state that it is in. The files: `leader.rs` and
+//! `reconcile.rs` (its way to serving), `stream.rs` (what it knows of one follower or learner), `lease.rs`, `wishes.rs` (what it
+//! wants changed), `follower.rs`, `learner.rs`, `log.rs`.
+//!
 //! # How to embed one
 //!
 //! 1. Give every event to [`Replica::handle`], with the time of the clock read *after* what caused it.
 //! 2. Carry out the [`Action`]s in their order, those of [`Replica::new`] too. `Append` goes to the log; when the log
 //!    has flushed, say so with [`Event::Flushed`]. The replica never waits.
-//! 3. After a batch of events, call [`Replica::poll_prepare`] for each follower that has room in its send queue, until it
+//! 3. After a batch of events, call [`Replica::poll_prepare`] for each peer that has room in its send queue, until it
 //!    returns nothing; after a write, but also after a message or a read of the log, which may say that something has to
 //!    be sent (again).
 //! 4. Give [`Event::Timeout`] at [`Replica::poll_timeout`] or soon after.
@@ -71,8 +117,8 @@
 //!
 //! # What it lacks
 //!
-//! No follower takes over, none is left out or added by a leader, and a leader serves reads without a lease: whoever
-//! changes the leader of a partition has to be sure that the old one is stopped.
+//! Which node had better lead is not its business, nor how many replicas there should be: whoever is connected and no member
+//! is brought in sync. Request ids, conditions and expiry are decided before a write comes here.
 
 mod flush;
 mod follower;
@@ -126,6 +172,8 @@ pub struct Replica {
     connected: Vec<Member>,
     controller_reachable: bool,
     started: Instant64,
+    /// When it entered the epoch.
+    entered: Instant64,
     /// When it was made, or last answered a beacon; and whether it ever did the latter.
     last_promise: Instant64,
     has_promised: bool,
@@ -177,6 +225,7 @@ impl Replica {
             connected: Vec::new(),
             controller_reachable: true,
             started: now,
+            entered: now,
             last_promise: now,
             has_promised: false,
             last_event: now,
@@ -355,8 +404,9 @@ impl Replica {
             }
             Event::PeerLost { peer } => leader.handle_lost(peer),
             Event::CopySent { to, start } => {
+                let stamp = leader.lease.next_stamp(now);
                 if let Some(progress) = leader.progress(to) {
-                    progress.handle_copy_sent(start.lsn);
+                    progress.handle_copy_sent(start.lsn, stamp);
                 }
             }
             Event::Handoff { to, leaves } if self.controller_reachable => {
@@ -407,6 +457,7 @@ impl Replica {
     fn enter(&mut self, now: Instant64, configuration: Configuration, out: &mut Actions) {
         let before = std::mem::replace(&mut self.configuration, configuration);
         let next = before.epoch.next() == self.configuration.epoch;
+        self.entered = now;
         self.leader_before = next.then_some(before.leader);
         let leads = self.is_leader();
         if let Role::Leader(leader) = &mut self.role {
@@ -570,9 +621,11 @@ impl Replica {
                         self.handle_beacon(now, committed, sent, serving, out);
                     }
                     PeerBody::CopyBegin { start, sent } => self.handle_copy_begin(start, sent, out),
-                    PeerBody::CopyPart { number, bytes } => self.handle_copy_part(number, bytes, out),
-                    PeerBody::CopyEnd { parts, end, digest } => self.handle_copy_end(parts, end, digest, out),
-                    _ if self.has_nothing() => {}
+                    PeerBody::CopyPart { sent, number, bytes } => self.handle_copy_part(sent, number, bytes, out),
+                    PeerBody::CopyEnd { sent, parts, end, digest } => {
+                        self.handle_copy_end(Copy::Loading { sent, next: parts }, end, digest, out);
+                    }
+                    _ if self.has_nothing() || self.is_loading() => {}
                     PeerBody::Prepare { previous, committed, records } => {
                         self.handle_prepare(previous, committed, records, out);
                     }
