@@ -543,7 +543,7 @@ mod tests {
         }
 
         fn read(&self) -> Read<'_> {
-            self.partition.read(b"k", || self.wall_ms).expect("alone serves reads")
+            self.partition.read(Instant64(0), b"k", || self.wall_ms).expect("alone serves reads")
         }
 
         /// Reads what has expired, to be answered later.
@@ -551,14 +551,15 @@ mod tests {
             assert_eq!(self.read(), Read::Expired);
             self.tokens += 1;
             let token = Token(self.tokens);
-            self.partition.expire(Instant64(0), self.wall_ms, b"k", token, &mut self.out).expect("alone takes writes");
+            let read = self.partition.read_later(Instant64(0), self.wall_ms, b"k", token, &mut self.out);
+            read.expect("alone takes writes");
         }
 
         pub(super) fn value(&self) -> Option<&[u8]> {
             match self.read() {
                 Read::Value(entry) => Some(entry.value),
                 Read::Missing => None,
-                Read::Expired => panic!("expired"),
+                Read::Expired | Read::Unsure => panic!("it cannot be read now"),
             }
         }
     }
@@ -575,6 +576,78 @@ mod tests {
 
     pub(super) fn version(lsn: u64) -> Version {
         Version { history: HistoryId(0), lsn: Lsn(lsn) }
+    }
+
+    fn record(lsn: u64, effect: Effect<'_>) -> Record {
+        let position = Position { epoch: Epoch(1), lsn: Lsn(lsn) };
+        Record { position, operation_id: None, payload: effect.encode().into() }
+    }
+
+    /// A copy that starts at LSN 1 and ends at LSN 3; its parts, its digest, and the records from its start on.
+    fn copy_of_three() -> (Vec<Vec<u8>>, u64, Vec<Record>) {
+        let mut leader = Alone::new().partition;
+        let put_x = Effect::Put { key: b"x", content_type: "", value: b"x", expires: None };
+        let records = [record(1, put(b"a")), record(2, put_x), record(3, put(b"b"))];
+        leader.apply(&records[0]);
+        let mut walk = CopyWalk::default();
+        let mut parts = Vec::new();
+        for record in &records[1..] {
+            leader.apply(record);
+        }
+        loop {
+            let (part, last) = leader.next_part(&mut walk, 1);
+            parts.push(part);
+            if last {
+                return (parts, leader.copy_digest(), records.to_vec());
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_whole_when_the_records_up_to_its_end_are_applied() {
+        let (parts, digest, records) = copy_of_three();
+        let mut learner = Alone::new();
+        learner.write(put(b"old"), Condition::Any);
+        learner.flush();
+        let mut learner = learner.partition;
+        learner.reset_table();
+        learner.applied = records[0].position;
+        assert!(!learner.has_own_table() && learner.keys() == 0);
+        for part in &parts {
+            learner.load_part(part).expect("a part");
+        }
+        learner.end_copy(Lsn(3), digest).expect("as far as anybody knows");
+        learner.apply(&records[1]);
+        assert!(!learner.is_whole_copy());
+        learner.apply(&records[2]);
+        assert!(learner.is_whole_copy() && !learner.has_own_table());
+        assert_eq!((learner.copy_digest(), learner.keys()), (digest, 2));
+        learner.handle_copy_kept();
+        assert!(learner.has_own_table() && !learner.is_whole_copy());
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_used_is_never_whole() {
+        let (parts, digest, records) = copy_of_three();
+        let begin = || {
+            let mut learner = Alone::new().partition;
+            learner.reset_table();
+            learner.applied = records[2].position;
+            learner
+        };
+        let mut learner = begin();
+        learner.load_part(&[9]).expect_err("no part");
+        for part in &parts {
+            learner.load_part(part).expect("nothing comes of it any more");
+        }
+        learner.end_copy(Lsn(3), digest).expect("nothing comes of it any more");
+        assert!(!learner.is_whole_copy() && !learner.has_own_table() && learner.keys() == 0);
+        for (end, digest) in [(3, digest + 1), (2, digest)] {
+            let mut learner = begin();
+            parts.iter().for_each(|part| learner.load_part(part).expect("a part"));
+            let why = learner.end_copy(Lsn(end), digest).expect_err("it is not what the leader has");
+            assert!(why.contains("partition 0 has digest"), "{why}");
+        }
     }
 
     #[test]
@@ -596,7 +669,9 @@ mod tests {
             alone.out.iter().all(|a| !matches!(a, Action::Reply { .. })),
             "nothing is answered before it is committed"
         );
-        assert_eq!(alone.flush(), [2, 3, 4, 5, 6, 7, 8]);
+        let mut answered = alone.flush();
+        answered.sort_unstable();
+        assert_eq!(answered, [2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(alone.value(), None);
         assert_eq!(alone.write(put(b"f"), Absent), Proposed(version(4)));
         alone.flush();
