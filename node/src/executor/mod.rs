@@ -14,6 +14,7 @@
 //! * `leadership`: when it passes to another node on purpose
 //! * `forward`: mail to and from the other executors
 //! * `log`, `checkpoint`: what goes to disk, and what keeps that short
+//! * `copies`: copies of a table, to replicas that are too far behind for the log
 //! * `membership`: registration with the controller, and the map from it
 //! * `tasks`: who waits for what
 //!
@@ -23,6 +24,7 @@
 //! * What waits for an answer is bounded, and is answered by its deadline.
 
 mod checkpoint;
+mod copies;
 mod expiry;
 mod forward;
 mod leadership;
@@ -111,6 +113,7 @@ pub(crate) struct Executor {
     owned: Vec<PartitionId>,
     log: log::Log,
     checkpoints: checkpoint::Checkpoints,
+    copies: copies::Copies,
     /// Proposals of this batch.
     proposals: Vec<Proposal>,
     lines: Lines,
@@ -149,6 +152,7 @@ impl Executor {
                 owned: Vec::new(),
                 log: log::Log::new(stream, segment_bytes),
                 checkpoints: checkpoint::Checkpoints::default(),
+                copies: copies::Copies::default(),
                 proposals: Vec::new(),
                 lines: Lines::default(),
                 links: Links::default(),
@@ -249,7 +253,10 @@ impl Executor {
                 }
                 Action::ReadLog { to, after } => self.read_log(id, to, after),
                 Action::Propose(change) => self.propose(id, change),
-                Action::SendCopy { .. } | Action::ResetTable | Action::LoadTable { .. } | Action::KeepTable { .. } => {}
+                Action::SendCopy { to, sent } => self.begin_copy(id, to, sent),
+                Action::ResetTable => self.reset_table(id),
+                Action::LoadTable { bytes } => self.load_table(id, &bytes),
+                Action::KeepTable { end, digest } => self.keep_table(id, end, digest),
                 Action::Resign { to, epoch } => self.resign(id, to, epoch),
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {
