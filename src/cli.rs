@@ -30,6 +30,15 @@ Examples:
 Try the failures: `kill -9` a leader while `kv status --watch` shows who takes over, and write on; the process \
 ids stand in DIR/cluster.json. The nodes keep their data in DIR/nodes; a start on the same DIR has all of them.";
 
+const REBUILD_EXAMPLES: &str = "\
+Examples:
+  kv rebuild-map --data-dir kv-data/router --node 127.0.0.1:5001 --node 127.0.0.1:6001
+
+All routers are stopped, all nodes run and look for a controller. If a node was started again since the data of the \
+routers were lost, it does not remember how the cluster was made: then say it by --shards, --replicas, --partitions and \
+--ack. It refuses where a report that matters is missing, and says whose. Then start the router on DIR with the flags that \
+it had; it takes the map over.";
+
 const DATA_EXAMPLES: &str = "\
 Examples:
   kv put greeting 'hello there'
@@ -80,6 +89,9 @@ pub(crate) enum Command {
     /// Remove a key
     #[command(after_help = DATA_EXAMPLES)]
     Delete(data::DeleteOptions),
+    /// Make the cluster map anew from what the nodes have, after the data of all routers are lost
+    #[command(after_help = REBUILD_EXAMPLES)]
+    RebuildMap(kv_router::RebuildOptions),
     /// Say whether this machine can run a node, and what cures it if not
     Doctor(doctor::Options),
 }

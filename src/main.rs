@@ -10,6 +10,7 @@ mod local;
 mod logging;
 mod output;
 mod process;
+mod rebuild_map;
 mod status;
 
 use cli::{Cli, Command};
@@ -58,6 +59,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Get(options) => on_this_thread(data::get(options)),
         Command::Put(options) => on_this_thread(data::put(options)),
         Command::Delete(options) => on_this_thread(data::delete(options)),
+        Command::RebuildMap(options) => on_this_thread(rebuild_map::run(options)),
         Command::Doctor(options) => Ok(doctor::run(&options)),
     }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use kv_proto::{
     error_code::WireError,
     ids::Version,
+    report::NodeReport,
     response::{Answered, NodeView, Response},
     stats::NodeStats,
 };
@@ -46,6 +47,7 @@ pub(crate) enum Answer {
     Pong,
     Accepted { at: Answered },
     Error(Box<WireError>),
+    Report(Box<NodeReport>),
 }
 
 impl From<Response<'_>> for Answer {
@@ -67,6 +69,7 @@ impl From<Response<'_>> for Answer {
             Response::Pong => Answer::Pong,
             Response::Accepted { at } => Answer::Accepted { at },
             Response::Error(e) => Answer::Error(Box::new(e)),
+            Response::Report(report) => Answer::Report(Box::new(report)),
         }
     }
 }

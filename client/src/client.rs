@@ -208,7 +208,7 @@ impl Inner {
             }
             let error = match self.attempt(route, operation, operation_id, deadline).await {
                 Ok(Answer::TooOld { committed }) => {
-                    self.operation_ids.learn(route.partition, committed);
+                    self.operation_ids.begin_anew(route.partition, committed);
                     if let Some(open) = open {
                         return Err(open);
                     }
@@ -355,6 +355,7 @@ fn not_an_answer(node: String, answer: &Answer, outcome: Outcome) -> Error {
         Answer::Stats(_) => "stats",
         Answer::Pong => "a pong",
         Answer::Accepted { .. } => "an accepted command",
+        Answer::Report(_) => "a report",
         Answer::Error(_) => "an error",
     };
     Error::Protocol { node, cause: format!("it answered with {text}, which is no answer to the request"), outcome }

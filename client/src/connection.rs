@@ -206,7 +206,7 @@ impl Connection {
         let cost = match operation {
             Operation::Put { key, value, content_type, .. } => key.len() + value.len() + content_type.len(),
             Operation::Get { key } | Operation::Delete { key, .. } => key.len(),
-            Operation::Map | Operation::Stats | Operation::Ping | Operation::Admin(_) => 0,
+            Operation::Map | Operation::Stats | Operation::Ping | Operation::Admin(_) | Operation::Report => 0,
         };
         let cost = (cost + REQUEST_OVERHEAD_BYTES).min(SEND_BUDGET_BYTES);
         let room = self.shared.make_room(cost);

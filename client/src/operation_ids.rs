@@ -33,6 +33,14 @@ impl OperationIds {
         OperationId { client: self.client, sequence: self.next.fetch_add(1, Relaxed), known_lsn }
     }
 
+    /// The partition was asked with an id that is too old, and has committed this version now. That counts even if more was
+    /// known: what was only in memory can be lost. An id that knows less than it could does no harm.
+    pub(crate) fn begin_anew(&self, partition: PartitionId, version: Version) {
+        if let Some(known) = self.known.get().and_then(|known| known.get(usize::from(partition.0))) {
+            *lock(known) = Some(version);
+        }
+    }
+
     /// The partition has committed this version.
     pub(crate) fn learn(&self, partition: PartitionId, version: Version) {
         let known = self.known.get().and_then(|known| known.get(usize::from(partition.0)));
@@ -68,8 +76,10 @@ mod tests {
         ids.learn(PartitionId(1), version(0, 5));
         ids.learn(PartitionId(1), version(0, 3));
         assert_eq!((next(0), next(1)), ((3, 0), (4, 5)));
+        ids.begin_anew(PartitionId(1), version(0, 3));
+        assert_eq!(next(1), (5, 3));
         ids.learn(PartitionId(1), version(9, 2));
         ids.learn(PartitionId(7), version(9, 2));
-        assert_eq!((next(1), next(7)), ((5, 2), (6, 0)), "what was given up with a history is not known any more");
+        assert_eq!((next(1), next(7)), ((6, 2), (7, 0)), "what was given up with a history is not known any more");
     }
 }

@@ -364,6 +364,8 @@ impl Partition {
 
 #[cfg(test)]
 mod operation_tests;
+#[cfg(test)]
+mod retry_tests;
 
 #[cfg(test)]
 mod tests {

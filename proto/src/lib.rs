@@ -22,6 +22,7 @@ pub mod hello;
 pub mod ids;
 pub mod limits;
 pub mod replication;
+pub mod report;
 pub mod request;
 pub mod response;
 pub mod routing;

@@ -131,6 +131,8 @@ pub enum PeerBody {
     },
     /// A part of the copy.
     CopyPart {
+        /// Of which copy: what its [`PeerBody::CopyBegin`] has.
+        sent: u64,
         /// Its number, from 0 on.
         number: u32,
         /// As the checkpoint's format has it.
@@ -138,6 +140,8 @@ pub enum PeerBody {
     },
     /// The end of the copy.
     CopyEnd {
+        /// Of which copy: what its [`PeerBody::CopyBegin`] has.
+        sent: u64,
         /// How many parts there are.
         parts: u32,
         /// Some of what was written up to here is in the copy: with all of it, the table is whole.

@@ -53,6 +53,8 @@ pub enum Operation<'a> {
     Ping,
     /// A person's wish about a partition, to its leader: [`crate::response::Response::Accepted`].
     Admin(AdminCommand),
+    /// What the node has on its disk: [`crate::response::Response::Report`].
+    Report,
 }
 
 /// What a person wants to become of a partition. It is carried out after it was accepted, by a change of the
@@ -91,7 +93,7 @@ impl<'a> Operation<'a> {
     pub fn key(&self) -> Option<&'a [u8]> {
         match *self {
             Operation::Get { key } | Operation::Put { key, .. } | Operation::Delete { key, .. } => Some(key),
-            Operation::Map | Operation::Stats | Operation::Ping | Operation::Admin(_) => None,
+            Operation::Map | Operation::Stats | Operation::Ping | Operation::Admin(_) | Operation::Report => None,
         }
     }
 }
@@ -172,7 +174,7 @@ mod tests {
         fn requests_survive_the_wire(
             deadline_ms in any::<u32>(), key in prop::collection::vec(any::<u8>(), 0..40),
             value in prop::collection::vec(any::<u8>(), 0..200), content_type in ".{0,20}", condition in condition(),
-            ttl_ms in any::<u64>().prop_map(NonZeroU64::new), which in 0..8,
+            ttl_ms in any::<u64>().prop_map(NonZeroU64::new), which in 0..9,
         ) {
             let operation = match which {
                 0 => Operation::Get { key: &key },
@@ -185,6 +187,7 @@ mod tests {
                     partition: PartitionId(deadline_ms as u16),
                     node: NodeId::new("n").expect("a node id"),
                 }),
+                7 => Operation::Report,
                 _ => Operation::Ping,
             };
             let request = Request { deadline_ms, operation_id: None, operation };

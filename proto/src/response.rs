@@ -4,6 +4,7 @@ use crate::{
     cluster_map::ClusterMap,
     error_code::WireError,
     ids::{Epoch, ExecutorIndex, PartitionId, Version},
+    report::NodeReport,
     stats::NodeStats,
 };
 use bincode::{BorrowDecode, Decode, Encode};
@@ -65,6 +66,8 @@ pub enum Response<'a> {
         /// Who answered, and in which epoch it was then: what was asked for is another.
         at: Answered,
     },
+    /// What the node has on its disk.
+    Report(NodeReport),
 }
 
 /// Which partition answered, and in which epoch.

@@ -21,10 +21,12 @@ pub mod controller;
 mod http;
 mod options;
 mod process;
+mod rebuild;
 
 #[cfg(fuzzing)]
 pub use http::fuzzing;
 pub use options::RouterOptions;
+pub use rebuild::{RebuildError, RebuildOptions, rebuild_map};
 
 use controller::{config_store::ConfigStore, error::OpenError, server as nodes};
 use http::{Api, server as api};

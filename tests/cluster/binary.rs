@@ -62,16 +62,17 @@ impl Call {
     }
 
     pub(crate) fn send(&mut self, requests: &[(u64, Operation)]) {
-        for (id, operation) in requests {
-            self.send_with(*id, None, *operation);
-        }
+        let requests: Vec<_> = requests.iter().map(|(id, operation)| (*id, None, *operation)).collect();
+        self.send_with(&requests);
     }
 
-    /// Sends a request with an operation id, or without.
-    pub(crate) fn send_with(&mut self, id: u64, operation_id: Option<OperationId>, operation: Operation) {
-        let request = Request { deadline_ms: 30_000, operation_id, operation };
+    /// The same with an operation id for each, or none.
+    pub(crate) fn send_with(&mut self, requests: &[(u64, Option<OperationId>, Operation)]) {
         let mut out = Vec::new();
-        append_message(&mut out, Kind::Request, id, |body| codec::encode_into(body, &request));
+        for (id, operation_id, operation) in requests {
+            let request = Request { deadline_ms: 30_000, operation_id: *operation_id, operation: *operation };
+            append_message(&mut out, Kind::Request, *id, |body| codec::encode_into(body, &request));
+        }
         self.stream.write_all(&out).expect("sends");
     }
 

@@ -17,6 +17,7 @@ mod ledger;
 mod memory;
 mod mounts;
 mod packages;
+mod rebuild;
 mod restart;
 mod retries;
 mod routers;

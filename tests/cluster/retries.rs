@@ -143,7 +143,7 @@ fn ask(cluster: &Cluster, sequence: Option<u64>, operation: Operation<'_>) -> St
     let address = cluster.process(leader.as_str()).address.expect("a node has an address");
     let id = sequence.map(|sequence| OperationId { client: ClientId(77), sequence, known_lsn: Lsn(0) });
     let (mut call, _) = Call::client(&address, None);
-    call.send_with(1, id, operation);
+    call.send_with(&[(1, id, operation)]);
     call.next(|kind, _, body| {
         assert_eq!(kind, Kind::Response);
         match kv_proto::codec::decode(body).expect("a response") {

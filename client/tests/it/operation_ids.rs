@@ -138,6 +138,13 @@ async fn a_first_attempt_that_is_too_old_is_made_anew_and_a_later_one_is_unknown
         let error = put(&client_of(&node).build().expect("valid")).await.expect_err("nobody knows");
         assert_eq!((error.code(), error.outcome(), node.operations().len()), ("connection_lost", Outcome::Unknown, 2));
 
+        // A partition can have less than it had once, where what was acknowledged was in memory only.
+        let node = node_that(|count, id| if count == 1 { too_old(id, 0) } else { written(id) }).await;
+        let client = client_of(&node).build().expect("valid");
+        assert_eq!((put(&client).await, put(&client).await), (DONE, DONE));
+        let known: Vec<_> = self::ids(&node).iter().map(|id| id.known_lsn.0).collect();
+        assert_eq!(known, [0, 1, 0]);
+
         let node = node_that(|_, id| too_old(id, 70)).await;
         let error = put(&client_of(&node).build().expect("valid")).await.expect_err("always");
         assert_eq!((error.code(), error.outcome(), node.operations().len()), ("overloaded", Outcome::NotApplied, 5));

@@ -12,4 +12,5 @@ pub mod clock;
 pub mod cluster;
 pub mod configuration;
 pub mod placement;
+pub mod rebuild;
 pub mod replica;

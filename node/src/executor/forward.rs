@@ -8,6 +8,7 @@
 
 use super::{
     Executor,
+    report::Reporting,
     requests::{Origin, append_response},
 };
 use crate::{
@@ -72,6 +73,10 @@ pub(crate) enum Mail {
     Collect(Arc<Collection>),
     /// All have added theirs.
     Collected(Arc<Collection>),
+    /// Add what you have to the report of the node.
+    Report(Arc<Reporting>),
+    /// All have added theirs.
+    Reported(Arc<Reporting>),
     /// A batch of the log is on disk.
     Flushed(Box<Flushed>),
     /// What was read from the log.
@@ -213,6 +218,8 @@ impl Executor {
             Mail::View(view) => self.handle_view(view),
             Mail::Collect(collection) => self.add_stats(&collection),
             Mail::Collected(collection) => self.answer_stats(&collection),
+            Mail::Report(reporting) => self.add_report(&reporting),
+            Mail::Reported(reporting) => self.answer_report(&reporting),
             Mail::Flushed(flushed) => self.handle_flushed(&flushed),
             Mail::LogRead { read, records } => match read.to {
                 Some(to) => self.handle_log_read(&read, to, records),

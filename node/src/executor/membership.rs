@@ -15,7 +15,6 @@ use crate::transport::{
 };
 use glommio::timer::sleep;
 use kv_proto::{
-    cluster_map::Node,
     codec,
     control::{Change, FromController, Proposal, ToController},
     frame::{self, Kind},
@@ -32,14 +31,7 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// Registers with a controller, and with the next one whenever the connection was lost.
 pub(super) async fn keep_registered(this: Weak<RefCell<Executor>>, shared: Arc<Shared>) {
     let settings = &shared.settings;
-    let node = Node {
-        id: shared.me.node,
-        disk: shared.me.disk,
-        shard: settings.shard,
-        prefers_to_lead: settings.prefers_to_lead,
-        address: settings.advertised.clone(),
-        executors: shared.mail.len() as u16,
-    };
+    let Some(node) = with(&this, |executor| executor.registration()) else { return };
     let controllers = &settings.controllers;
     let (mut backoff, mut failures, mut told) = (Backoff::default(), 0, String::new());
     for (attempt, controller) in (1..).zip(controllers.iter().cycle()) {

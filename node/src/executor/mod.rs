@@ -31,6 +31,7 @@ mod links;
 mod log;
 mod membership;
 mod memory;
+mod report;
 mod requests;
 mod tasks;
 

@@ -71,7 +71,7 @@ pub(super) enum Awaited {
 impl Awaited {
     /// Whether there is a write that may have happened, or may still, when nobody waits any more.
     fn is_proposed(&self) -> bool {
-        matches!(self, Awaited::Write(Decision::Proposed(_) | Decision::TooOld))
+        matches!(self, Awaited::Write(Decision::Proposed(_)))
     }
 }
 
@@ -116,6 +116,10 @@ impl Executor {
             Operation::Map => Some(Response::Map(self.node_view())),
             Operation::Stats => {
                 self.collect_stats(origin);
+                None
+            }
+            Operation::Report => {
+                self.collect_report(origin);
                 None
             }
             Operation::Get { key } => match self.locate(key) {
@@ -293,7 +297,9 @@ impl Executor {
         let answer = match (outcome, waiting.awaited) {
             (Outcome::Refused(refusal), _) => Response::Error(self.refuse(id, refusal)),
             (Outcome::Unknown, Awaited::Read(_)) => Response::Error(self.refuse(id, Refusal::NotLeader)),
-            (Outcome::Unknown, awaited) => unknown(id, awaited.is_proposed(), "the leader lost its epoch"),
+            (Outcome::Unknown, awaited) => {
+                unknown(id, awaited.is_proposed(), ErrorCode::NotReady, "the leader lost its epoch")
+            }
             (Outcome::Committed, Awaited::Write(decision)) => {
                 let at = self.answered(id);
                 match decision {
@@ -362,7 +368,8 @@ impl Executor {
             }
         }
         for (origin, id, proposed) in expired {
-            self.answer(origin, &unknown(id, proposed, "the deadline passed before every in-sync replica had it"));
+            let why = "the deadline passed before every in-sync replica had it";
+            self.answer(origin, &unknown(id, proposed, ErrorCode::Expired, why));
         }
     }
 
@@ -411,11 +418,12 @@ fn got<'a>(partition: &Partition, id: PartitionId, read: &Read<'a>) -> Response<
     }
 }
 
-/// The answer to who cannot be told more: a write that was proposed may happen, anything else will not.
-fn unknown(id: PartitionId, proposed: bool, why: &str) -> Response<'static> {
+/// The answer to who cannot be told more: a write that was proposed may happen, anything else will not, and is answered by
+/// this code.
+fn unknown(id: PartitionId, proposed: bool, otherwise: ErrorCode, why: &str) -> Response<'static> {
     if proposed {
         error(ErrorCode::OutcomeUnknown, format!("partition {id}: {why}; the write may or may not be applied"))
     } else {
-        error(ErrorCode::Expired, format!("partition {id}: {why}"))
+        error(otherwise, format!("partition {id}: {why}"))
     }
 }

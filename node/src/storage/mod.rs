@@ -29,7 +29,10 @@ pub(crate) use worker::{CheckpointFile, Job, ReadLog};
 
 use crate::{executor::Mail, mailbox::Sender, options::StorageSettings};
 use files::SegmentFiles;
-use kv_proto::ids::{ClusterId, ExecutorIndex, Lsn, PartitionId};
+use kv_proto::{
+    ids::{ClusterId, ExecutorIndex, Lsn, PartitionId},
+    report::ReplicaReport,
+};
 use kv_storage::{
     checkpoint,
     log::{SegmentId, StreamId, catalog::Catalog, format::Identity, writer::StreamOptions},
@@ -194,6 +197,18 @@ impl Storage {
             restored.restored.fault = self.damage.as_ref().map(fault);
         }
         restored
+    }
+
+    /// What was restored and has no owner.
+    pub(crate) fn report_restored(&self) -> Vec<ReplicaReport> {
+        let restored = lock(&self.restored);
+        let report = |(partition, p): (&PartitionId, &recovery::Partition)| ReplicaReport {
+            partition: *partition,
+            configuration: p.restored.configuration.clone(),
+            last: p.restored.last(),
+            fault: p.restored.fault.clone(),
+        };
+        restored.iter().map(report).collect()
     }
 
     /// Gives the worker something to do.

@@ -33,8 +33,8 @@ const FORMAT_VERSION: u32 = 2;
 /// The version before operations were kept.
 const WITHOUT_OPERATIONS: u32 = 1;
 const KIND_HEADER: u8 = 0;
-const KIND_ENTRIES: u8 = 1;
-const KIND_OPERATIONS: u8 = 2;
+pub(crate) const KIND_ENTRIES: u8 = 1;
+pub(crate) const KIND_OPERATIONS: u8 = 2;
 const KIND_FOOTER: u8 = 255;
 /// Bytes of an entry before its key.
 const ENTRY_HEADER_BYTES: usize = 23;
@@ -140,16 +140,7 @@ impl Encoder {
     /// Takes an entry.
     pub fn push(&mut self, key: &[u8], entry: Entry<'_>) {
         self.entries += 1;
-        self.body.reserve(ENTRY_HEADER_BYTES + key.len() + entry.content_type.len() + entry.value.len());
-        let out = &mut self.body;
-        out.extend_from_slice(&entry.lsn.0.to_le_bytes());
-        out.extend_from_slice(&entry.expires.map_or(0, Expiry::ms).to_le_bytes());
-        out.extend_from_slice(&(key.len() as u16).to_le_bytes());
-        out.push(entry.content_type.len() as u8);
-        out.extend_from_slice(&(entry.value.len() as u32).to_le_bytes());
-        out.extend_from_slice(key);
-        out.extend_from_slice(entry.content_type.as_bytes());
-        out.extend_from_slice(entry.value);
+        put_entry(&mut self.body, key, entry);
     }
 
     /// The next piece: the entries that were taken since the last.
@@ -302,7 +293,19 @@ fn read_header(body: &[u8], identity: &Identity) -> Result<(u32, Header), Format
     Ok((version, Header { cluster, partition, configuration, start }))
 }
 
-fn read_entry<'a>(fields: &mut Fields<'a>) -> Result<(&'a [u8], Entry<'a>), FormatError> {
+pub(crate) fn put_entry(out: &mut Vec<u8>, key: &[u8], entry: Entry<'_>) {
+    out.reserve(ENTRY_HEADER_BYTES + key.len() + entry.content_type.len() + entry.value.len());
+    out.extend_from_slice(&entry.lsn.0.to_le_bytes());
+    out.extend_from_slice(&entry.expires.map_or(0, Expiry::ms).to_le_bytes());
+    out.extend_from_slice(&(key.len() as u16).to_le_bytes());
+    out.push(entry.content_type.len() as u8);
+    out.extend_from_slice(&(entry.value.len() as u32).to_le_bytes());
+    out.extend_from_slice(key);
+    out.extend_from_slice(entry.content_type.as_bytes());
+    out.extend_from_slice(entry.value);
+}
+
+pub(crate) fn read_entry<'a>(fields: &mut Fields<'a>) -> Result<(&'a [u8], Entry<'a>), FormatError> {
     let (lsn, expires) = (Lsn(fields.u64()?), Expiry::from_ms(fields.u64()?));
     let (key_bytes, content_type_bytes) = (usize::from(fields.u16()?), usize::from(fields.array::<1>()?[0]));
     let value_bytes = fields.u32()? as usize;

@@ -1,12 +1,13 @@
 //! What a node keeps of its partitions, in memory and as bytes on disk.
 //!
-//! The table of a partition's entries ([`table`]), the log and the checkpoints as they are written, and how all of it is
-//! read back. The files themselves are the node's: it hands bytes in and takes bytes out.
+//! The table of a partition's entries ([`table`]), the log and the checkpoints as they are written, how all of it is
+//! read back, and a partition as another replica is sent it ([`copy`]). The files themselves are the node's: it hands bytes in and takes bytes out.
 //!
 //! # Invariants
 //! * No async, no I/O, no clock, no randomness.
 
 pub mod checkpoint;
+pub mod copy;
 pub mod kept;
 pub mod log;
 pub mod operations;

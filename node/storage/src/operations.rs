@@ -84,6 +84,8 @@ pub struct Operations {
     /// The greatest LSN of an entry that was forgotten.
     forgotten: Lsn,
     digest: u64,
+    /// Counted with every operation that is added, since it is asked for with every record.
+    memory_bytes: u64,
 }
 
 fn hash_of(client: ClientId, sequence: u64) -> u64 {
@@ -199,6 +201,9 @@ impl Operations {
                 room.insert(place);
             }
         }
+        self.memory_bytes = allocated_bytes(self.entries.capacity() * size_of::<Entry>())
+            + allocated_bytes(self.unchanged.capacity() * size_of::<(Lsn, Unchanged)>())
+            + allocated_bytes(self.places.allocation_size());
     }
 
     fn forget_first(&mut self) {
@@ -235,9 +240,7 @@ impl Operations {
     /// Bytes of memory that they take.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        allocated_bytes(self.entries.capacity() * size_of::<Entry>())
-            + allocated_bytes(self.unchanged.capacity() * size_of::<(Lsn, Unchanged)>())
-            + allocated_bytes(self.places.allocation_size())
+        self.memory_bytes
     }
 
     /// Bytes that they take where they are encoded, at most.

@@ -408,7 +408,7 @@ fn read_frames(folder: &Path) -> String {
                 Kind::ToController => format!("{:?}", codec::decode::<ToController>(message.body)),
                 Kind::FromController => format!("{:?}", codec::decode::<FromController>(message.body)),
                 Kind::Replication => format!("{:?}", codec::decode::<PeerBatch>(message.body)),
-                Kind::Consensus => format!("{} bytes", message.body.len()),
+                Kind::Consensus => String::from_utf8_lossy(message.body).into_owned(),
             };
             let text = if text.len() > 1000 { format!("{} bytes", message.body.len()) } else { text };
             let _ = writeln!(out, "{:?} {}: {text}", message.kind, message.id);

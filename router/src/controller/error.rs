@@ -1,6 +1,7 @@
 //! Why a controller's store cannot be opened, or does not carry out a command.
 
 use super::old_file::FileError;
+use kv_proto::ids::ClusterId;
 use kv_replication::cluster::InvalidShape;
 use std::{
     io,
@@ -42,6 +43,14 @@ pub enum OpenError {
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+    },
+    /// The folder that shall begin with a map has one.
+    #[error("{dir} has the map of cluster {cluster}: choose an empty folder by --data-dir, or move this one away")]
+    HasMap {
+        /// The folder.
+        dir: PathBuf,
+        /// Whose map.
+        cluster: ClusterId,
     },
     /// No cluster can have these numbers.
     #[error(transparent)]

@@ -6,6 +6,7 @@
 //! `kv_replication::cluster`). It is never on the path of data: while it is gone, everything that needs no change
 //! goes on.
 
+mod begin;
 pub mod config_store;
 mod connection;
 pub mod error;
@@ -14,3 +15,5 @@ mod old_file;
 mod raft;
 pub(crate) mod server;
 mod settled;
+
+pub(crate) use begin::begin_with;

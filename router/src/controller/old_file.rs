@@ -5,7 +5,7 @@
 //! ```
 //!
 //! (A [`sealed_json`] file.) It is taken over at the first start of a version that keeps its data otherwise, and then kept
-//! aside under another name.
+//! aside under another name. That is also the way in which `kv rebuild-map` hands over a map.
 //!
 //! # Invariants
 //! * A file that is not whole, or of a format that this version does not know, is an error and never an empty cluster.
@@ -15,7 +15,7 @@ use super::kept::Kept;
 use kv_proto::sealed_json::{self, OpenError};
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -72,6 +72,17 @@ pub(super) fn read(dir: &Path) -> Result<Option<Kept>, FileError> {
     })
 }
 
+/// Writes a file where there is none. It is whole and on disk, or not there.
+pub(super) fn write(dir: &Path, cluster: &Kept) -> io::Result<()> {
+    let bytes = sealed_json::seal(CONTENT, FORMAT, cluster)?;
+    let beside = dir.join(format!("{NAME}.new"));
+    let mut file = File::create(&beside)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, dir.join(NAME))?;
+    File::open(dir)?.sync_all()
+}
+
 /// Gives the file its other name, once what it says is kept elsewhere.
 pub(super) fn set_aside(dir: &Path) -> io::Result<()> {
     fs::rename(dir.join(NAME), dir.join(TAKEN_OVER))?;
@@ -79,22 +90,16 @@ pub(super) fn set_aside(dir: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::{super::kept::tests::cluster, *};
     use kv_proto::cluster_map::AckMode;
     use kv_replication::cluster::Shape;
-
-    /// Writes a file as earlier versions did.
-    pub(crate) fn write(dir: &Path, cluster: Kept) {
-        let bytes = sealed_json::seal(CONTENT, FORMAT, &cluster).expect("JSON");
-        fs::write(dir.join(NAME), bytes).expect("written");
-    }
 
     #[test]
     fn a_file_is_read_until_it_is_set_aside() {
         let dir = tempfile::tempdir().expect("a folder");
         assert_eq!(read(dir.path()).expect("no file"), None);
-        write(dir.path(), cluster().into());
+        write(dir.path(), &cluster().into()).expect("written");
         assert_eq!(read(dir.path()).expect("read"), Some(cluster().into()));
         set_aside(dir.path()).expect("renamed");
         assert_eq!(read(dir.path()).expect("no file"), None);
@@ -117,7 +122,7 @@ pub(crate) mod tests {
     fn a_damaged_file_is_refused_and_never_taken_for_another() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join(NAME);
-        write(dir.path(), cluster().into());
+        write(dir.path(), &cluster().into()).expect("written");
         let good = fs::read(&path).expect("bytes");
         for end in 0..good.len() - 2 {
             fs::write(&path, &good[..end]).expect("a cut file");

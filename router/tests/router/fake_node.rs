@@ -199,6 +199,7 @@ impl FakeNode {
                 send(&Response::Map(NodeView { map: None, owners }));
             }
             Operation::Stats => send(&Response::Stats(stats(table.trouble.clone()))),
+            Operation::Report => send(&Response::Error(WireError::new(ErrorCode::Malformed, "no router asks for it"))),
             Operation::Ping => send(&Response::Pong),
             Operation::Admin(command) => {
                 table.commands.push(command);

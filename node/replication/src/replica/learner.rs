@@ -19,7 +19,12 @@ use kv_proto::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Copy {
     /// Parts are missing, this one first.
-    Loading(u32),
+    Loading {
+        /// Which copy it is.
+        sent: u64,
+        /// The number of the next part.
+        next: u32,
+    },
     /// All of it is in the table, and the table not on disk yet.
     Loaded,
 }
@@ -33,7 +38,7 @@ impl Replica {
     /// What the log here stands on.
     pub(super) fn basis(&self) -> Basis {
         match self.copy {
-            _ if self.has_nothing() => Basis::Nothing,
+            _ if self.has_nothing() || self.is_loading() => Basis::Nothing,
             Some(_) => Basis::Copy,
             None => Basis::Table,
         }
@@ -44,6 +49,12 @@ impl Replica {
         self.fault.is_some() || self.history.is_some_and(|history| history != self.configuration.history)
     }
 
+    /// Whether parts of a copy are missing. They may never come, and what is applied before them could be undone by them: until
+    /// then there is nothing here.
+    pub(super) fn is_loading(&self) -> bool {
+        matches!(self.copy, Some(Copy::Loading { .. }))
+    }
+
     /// A copy begins, unless it comes late, when the leader may count on what is here again: see what it answered since.
     pub(super) fn handle_copy_begin(&mut self, start: Position, sent: u64, out: &mut Actions) {
         let learner = self.is_learner();
@@ -51,29 +62,33 @@ impl Replica {
         if !learner || start.epoch > self.configuration.epoch || !follower.begin_anew(start.lsn, sent) {
             return;
         }
-        (self.fault, self.copy, self.committed) = (None, Some(Copy::Loading(0)), start.lsn);
+        (self.fault, self.copy, self.committed) = (None, Some(Copy::Loading { sent, next: 0 }), start.lsn);
         (self.history, self.incomplete) = (Some(self.configuration.history), false);
         out.push(Action::ResetTable);
         self.log.reset(self.configuration.clone(), start, out);
     }
 
-    pub(super) fn handle_copy_part(&mut self, number: u32, bytes: Vec<u8>, out: &mut Actions) {
+    /// Parts of other copies come late, and so may any part come again.
+    pub(super) fn handle_copy_part(&mut self, of: u64, number: u32, bytes: Vec<u8>, out: &mut Actions) {
         match &mut self.copy {
-            Some(Copy::Loading(next)) if *next == number => {
+            Some(Copy::Loading { sent, next }) if *sent == of && *next == number => {
                 *next += 1;
                 out.push(Action::LoadTable { bytes });
             }
-            Some(Copy::Loading(next)) if number < *next => {}
-            _ => self.give_up_copy(),
+            Some(Copy::Loading { sent, next }) if *sent == of && *next < number => self.give_up_copy(),
+            _ => {}
         }
     }
 
-    pub(super) fn handle_copy_end(&mut self, parts: u32, end: Lsn, digest: u64, out: &mut Actions) {
-        if self.copy == Some(Copy::Loading(parts)) {
-            self.copy = Some(Copy::Loaded);
-            out.push(Action::KeepTable { end, digest });
-        } else {
-            self.give_up_copy();
+    /// The copy ends, if it is `whole`.
+    pub(super) fn handle_copy_end(&mut self, whole: Copy, end: Lsn, digest: u64, out: &mut Actions) {
+        match (self.copy, whole) {
+            (Some(loading), _) if loading == whole => {
+                self.copy = Some(Copy::Loaded);
+                out.push(Action::KeepTable { end, digest });
+            }
+            (Some(Copy::Loading { sent, .. }), Copy::Loading { sent: of, .. }) if sent == of => self.give_up_copy(),
+            _ => {}
         }
     }
 
@@ -87,7 +102,7 @@ impl Replica {
 
     /// A copy that was on its way will not be completed.
     pub(super) fn give_up_copy(&mut self) {
-        if let Some(Copy::Loading(_)) = self.copy {
+        if self.is_loading() {
             self.copy = None;
             self.fault = Some("its copy of the table was not completed".to_owned());
         }
@@ -106,7 +121,7 @@ impl Replica {
             _ if self.has_nothing() => {
                 format!("needs a copy of the table of leader {leader}: its data are of another history")
             }
-            Some(Copy::Loading(_)) => format!("receives a copy of the table of leader {leader}"),
+            Some(Copy::Loading { .. }) => format!("receives a copy of the table of leader {leader}"),
             Some(Copy::Loaded) => format!("received a copy of the table of leader {leader}, and brings it to disk"),
             None if missing > 0 => format!("catches up with leader {leader}: {missing} records are missing"),
             None => format!("waits to be added by leader {leader}"),

@@ -397,8 +397,9 @@ impl Replica {
             }
             Event::PeerLost { peer } => leader.handle_lost(peer),
             Event::CopySent { to, start } => {
+                let stamp = leader.lease.next_stamp(now);
                 if let Some(progress) = leader.progress(to) {
-                    progress.handle_copy_sent(start.lsn);
+                    progress.handle_copy_sent(start.lsn, stamp);
                 }
             }
             Event::Handoff { to, leaves } if self.controller_reachable => {
@@ -613,9 +614,11 @@ impl Replica {
                         self.handle_beacon(now, committed, sent, serving, out);
                     }
                     PeerBody::CopyBegin { start, sent } => self.handle_copy_begin(start, sent, out),
-                    PeerBody::CopyPart { number, bytes } => self.handle_copy_part(number, bytes, out),
-                    PeerBody::CopyEnd { parts, end, digest } => self.handle_copy_end(parts, end, digest, out),
-                    _ if self.has_nothing() => {}
+                    PeerBody::CopyPart { sent, number, bytes } => self.handle_copy_part(sent, number, bytes, out),
+                    PeerBody::CopyEnd { sent, parts, end, digest } => {
+                        self.handle_copy_end(Copy::Loading { sent, next: parts }, end, digest, out);
+                    }
+                    _ if self.has_nothing() || self.is_loading() => {}
                     PeerBody::Prepare { previous, committed, records } => {
                         self.handle_prepare(previous, committed, records, out);
                     }

@@ -133,6 +133,8 @@ impl Replica {
                         return;
                     }
                     leader.stage = Stage::Settling { last: own.lsn, waits_for_grace: false };
+                    // Everyone said what they have, and all of it is here: whoever is in the way can be dropped.
+                    self.incomplete = false;
                     for progress in leader.all_mut() {
                         if let Some(report) = progress.report {
                             progress.open(report, self.log.tail());
@@ -144,8 +146,6 @@ impl Replica {
                     let settled = self.committed >= *last || !rules.commit_before_serving;
                     if settled && now >= grace_end {
                         leader.stage = Stage::Serving;
-                        // Everyone said what they have, and all of it is here.
-                        self.incomplete = false;
                     } else {
                         *waits_for_grace = settled;
                         break;
@@ -155,10 +155,14 @@ impl Replica {
                 Stage::Recording | Stage::Adopting(Some(_)) => return,
             }
         }
-        self.tend_learners(now, out);
+        if acts {
+            self.tend_learners(now, out);
+        }
         if let Role::Leader(leader) = &mut self.role {
             leader.all_mut().for_each(|f| f.maybe_read(self.log.tail(), out));
-            leader.maybe_ask(now, self.committed, &self.options, out);
+            if acts {
+                leader.maybe_ask(now, self.committed, &self.options, out);
+            }
         }
     }
 

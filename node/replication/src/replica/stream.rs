@@ -42,7 +42,7 @@ pub(super) struct Progress {
     flushes_since: Option<Instant64>,
     /// Whether it last said that it has nothing but what is in the leader's log, on a table that is on its disk.
     pub(super) sound: bool,
-    /// The stamp of the last copy of the table that it was sent: what it said before it got that means nothing.
+    /// The stamp that the last copy of the table that it was sent ended with: what it said before it had that means nothing.
     copied: u64,
     /// Whether it was sent what follows the base of the log on the guess that it has that, and whether it has not.
     guess: Guess,
@@ -267,9 +267,10 @@ impl Progress {
         self.flushes_since.is_some_and(|at| now.since(at) >= options.flush_within)
     }
 
-    /// A copy of the table up to `start` was sent.
-    pub(super) fn handle_copy_sent(&mut self, start: Lsn) {
+    /// A copy of the table up to `start` was sent, the last of it before a beacon with this stamp.
+    pub(super) fn handle_copy_sent(&mut self, start: Lsn, stamp: u64) {
         if self.stream == Stream::Copying {
+            self.copied = stamp;
             self.stream = Stream::Open { next: start.next(), confirm: false };
         }
     }

@@ -187,7 +187,7 @@ impl Replica {
     pub(super) fn tend_learners(&mut self, now: Instant64, out: &mut Actions) {
         let epoch = self.configuration.epoch;
         let Role::Leader(leader) = &mut self.role else { return };
-        if !leader.serves() {
+        if !leader.knows_its_log() {
             return;
         }
         let mut marks = false;

@@ -1,15 +1,16 @@
-//! What must hold after every step of the simulation, whatever happened before.
+//! What must hold for a partition, whatever happened before: the invariants of the protocol, seen from outside of all replicas.
+//!
+//! Of a replica they are checked after every event that it is given, and over all replicas of the partition then.
 
 use crate::{
-    disk::Disk,
+    disk::{Disk, expected::Log},
     writes::{number, record_of},
 };
 use kv_proto::{
-    ids::{Epoch, Lsn},
-    replication::{Position, Record},
+    ids::{Epoch, Lsn, Member},
+    replication::{Basis, PeerBody, Position, Record},
 };
 use kv_replication::replica::{LogEntry, Replica};
-use kv_storage::table::Table;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) type Verdict = Result<(), String>;
@@ -19,67 +20,102 @@ pub(crate) fn ensure(holds: bool, violation: impl FnOnce() -> String) -> Verdict
     if holds { Ok(()) } else { Err(violation()) }
 }
 
+/// A node, in one of its lives.
+pub(crate) type Life = (usize, u32);
+
 /// A record that somebody applied.
 struct Committed {
     position: Position,
-    number: u64,
+    number: Option<u64>,
     acknowledged: bool,
+    /// Its last copy was in the memory of a process that ended, or a person gave it up; unless it turns up again. So is what
+    /// follows it.
+    lost: bool,
 }
 
+/// What is checked of a partition.
 pub(crate) struct Checks {
     /// Whether acknowledged means on disk.
     durable: bool,
-    /// All nodes, as bits.
-    all: u8,
     /// What was applied anywhere, by LSN.
     history: Vec<Committed>,
-    by_position: BTreeMap<Position, u64>,
+    /// Where writes were applied.
+    applied: BTreeMap<u64, Lsn>,
+    by_position: BTreeMap<Position, Option<u64>>,
     /// The digest of the table of who applied everything up to here.
     digests: BTreeMap<Position, u64>,
-    /// Who led each epoch, and in which of its lives.
-    leaders: BTreeMap<Epoch, (usize, u32)>,
+    /// Who led each epoch.
+    leaders: BTreeMap<Epoch, Life>,
+    /// The newest epoch in which anybody served.
+    served: Epoch,
+    epochs_served: BTreeSet<Epoch>,
     refused: BTreeSet<u64>,
-    /// By write: the nodes that crashed since it was proposed, as bits.
-    crashed: BTreeMap<u64, u8>,
     /// The newest epoch in which each node said anything.
     spoke: Vec<Epoch>,
+    /// Who asked to take over, and from which epoch.
+    asked: BTreeSet<(Life, Epoch)>,
+    /// Whom the leader of an epoch asked to add.
+    adding: BTreeMap<Epoch, Member>,
+    /// How many records were lost.
+    pub(crate) losses: u64,
+}
+
+/// What is looked at of a node that counts in a configuration.
+pub(crate) struct Counted<'a> {
+    pub(crate) node: usize,
+    pub(crate) disk: &'a Disk,
+    pub(crate) replica: Option<&'a Replica>,
 }
 
 impl Checks {
     pub(crate) fn new(durable: bool, nodes: usize) -> Self {
         Checks {
             durable,
-            all: (1 << nodes) - 1,
             history: Vec::new(),
+            applied: BTreeMap::new(),
             by_position: BTreeMap::new(),
-            digests: BTreeMap::from([(Position::default(), Table::default().digest())]),
+            digests: BTreeMap::from([(Position::default(), 0)]),
             leaders: BTreeMap::new(),
+            served: Epoch(0),
+            epochs_served: BTreeSet::new(),
             refused: BTreeSet::new(),
-            crashed: BTreeMap::new(),
             spoke: vec![Epoch(0); nodes],
+            asked: BTreeSet::new(),
+            adding: BTreeMap::new(),
+            losses: 0,
         }
     }
 
     /// In how many epochs somebody served.
     pub(crate) fn epochs_served(&self) -> u64 {
-        self.leaders.len() as u64
+        self.epochs_served.len() as u64
     }
 
-    /// Whether a write may be lost: its only copies may have been in the memory of nodes that all crashed since.
-    fn may_be_lost(&self, number: u64) -> bool {
-        !self.durable && self.crashed.get(&number) == Some(&self.all)
+    /// Whether a write was applied anywhere, and is not lost.
+    pub(crate) fn is_applied(&self, number: u64) -> bool {
+        self.applied.contains_key(&number)
     }
 
-    pub(crate) fn propose(&mut self, number: u64) {
-        self.crashed.insert(number, 0);
+    /// Whom the leader of an epoch asked to add.
+    pub(crate) fn adding(&self, epoch: Epoch) -> Option<Member> {
+        self.adding.get(&epoch).copied()
+    }
+
+    pub(crate) fn ask_to_add(&mut self, epoch: Epoch, learner: Member) {
+        self.adding.insert(epoch, learner);
+    }
+
+    pub(crate) fn ask_to_take_over(&mut self, life: Life, epoch: Epoch) {
+        self.asked.insert((life, epoch));
+    }
+
+    /// A write that was refused is tried again.
+    pub(crate) fn try_again(&mut self, number: u64) {
+        self.refused.remove(&number);
     }
 
     pub(crate) fn refuse(&mut self, number: u64) {
         self.refused.insert(number);
-    }
-
-    pub(crate) fn speak(&mut self, node: usize, epoch: Epoch) {
-        self.spoke[node] = self.spoke[node].max(epoch);
     }
 
     /// A node has another disk: as a member it is another one.
@@ -87,19 +123,39 @@ impl Checks {
         self.spoke[node] = Epoch(0);
     }
 
-    pub(crate) fn crash(&mut self, node: usize) {
-        self.crashed.values_mut().for_each(|crashed| *crashed |= 1 << node);
+    /// The last record that is committed.
+    pub(crate) fn last(&self) -> Position {
+        self.history.iter().rfind(|c| !c.lost).map(|c| c.position).unwrap_or_default()
     }
 
-    /// What was applied by somebody, and cannot be lost.
-    pub(crate) fn committed_records(&self) -> Vec<Record> {
-        self.history.iter().map(|c| record_of(c.position, c.number)).collect()
+    fn at(&self, lsn: Lsn) -> Position {
+        let committed = lsn.0.checked_sub(1).and_then(|at| self.history.get(at as usize));
+        committed.map(|c| c.position).unwrap_or_default()
     }
 
-    /// Whether a log has everything that is committed.
-    pub(crate) fn has_all(&self, log: &[Record]) -> bool {
-        let same = log.iter().zip(&self.history).all(|(record, committed)| record.position == committed.position);
-        same && log.len() >= self.history.len()
+    /// Whether a log has a record that is committed.
+    pub(crate) fn holds(&self, log: &Log, position: Position) -> bool {
+        if position.lsn > log.base.lsn {
+            return log.position_at(position.lsn) == Some(position);
+        }
+        let base = log.base.lsn.0 as usize;
+        base <= self.history.len() && self.at(log.base.lsn) == log.base && self.at(position.lsn) == position
+    }
+
+    /// Everything that none of these logs has is lost. A log that has a record has what is before it.
+    pub(crate) fn lose_all_but<'a>(&mut self, logs: impl Iterator<Item = &'a Log> + Clone) {
+        let kept = (0..self.history.len()).rev().map(|at| self.history[at].position);
+        let kept = kept.into_iter().find(|position| logs.clone().any(|log| self.holds(log, *position)));
+        for committed in self.history.iter_mut().skip(kept.map_or(0, |p| p.lsn.0 as usize)) {
+            self.losses += u64::from(!std::mem::replace(&mut committed.lost, true));
+        }
+    }
+
+    /// Everything up to this record is there, whatever was thought.
+    fn turn_up(&mut self, position: Position) {
+        for committed in self.history.iter_mut().take_while(|c| c.position.lsn <= position.lsn) {
+            committed.lost = false;
+        }
     }
 
     /// Equal tables where the same was applied.
@@ -108,113 +164,171 @@ impl Checks {
         ensure(other == digest, || format!("node {node} has another table than others at {applied}"))
     }
 
-    /// A node found this on its disk, and this table, which has all of `applied`.
-    pub(crate) fn restore(&mut self, node: usize, epoch: Epoch, applied: &[Record], digest: u64) -> Verdict {
-        let end = applied.last().map(|r| r.position).unwrap_or_default();
-        ensure(self.digests.contains_key(&end), || {
-            format!("node {node} has applied up to {end}, and nobody else has")
+    /// A node found this on its disk, and a table of everything up to `applied`.
+    pub(crate) fn restore(&mut self, node: usize, epoch: Epoch, applied: Position, digest: u64) -> Verdict {
+        ensure(self.digests.contains_key(&applied), || {
+            format!("node {node} has applied up to {applied}, and nobody else has")
         })?;
-        self.table(node, end, digest)?;
+        self.table(node, applied, digest)?;
         ensure(epoch >= self.spoke[node], || {
             format!("node {node} spoke in epoch {} and came back in {epoch}", self.spoke[node])
         })?;
-        applied.iter().zip(&self.history).try_for_each(|(record, committed)| {
-            let same = record.position == committed.position || self.may_be_lost(committed.number);
-            ensure(same, || format!("node {node} came back with {} where another is committed", record.position))
-        })
+        let same = self.losses > 0 || self.at(applied.lsn) == applied;
+        ensure(same, || format!("node {node} came back with {applied} where another is committed"))
     }
 
-    /// A node appends an entry to its log, which was `log` before.
-    pub(crate) fn append(&mut self, node: usize, entry: &LogEntry, log: &[Record]) -> Verdict {
+    /// A node appends an entry to its log.
+    pub(crate) fn append(&mut self, node: usize, entry: &LogEntry, disk: &Disk) -> Verdict {
+        let (log, epoch_on_disk) = (&disk.live, disk.durable.epoch());
         match entry {
             LogEntry::Record(record) => {
                 let number = number(record);
-                ensure(*record == record_of(record.position, number), || format!("{record:?} was never written"))?;
+                let written = number.is_none_or(|number| *record == record_of(record.position, number));
+                ensure(written, || format!("{record:?} was never written"))?;
+                if record.position.epoch > epoch_on_disk {
+                    return Ok(()); // Nobody hears of it before the epoch is on disk, and it gets lost with that.
+                }
                 let other = *self.by_position.entry(record.position).or_insert(number);
-                ensure(other == number, || format!("{} is two records: {other} and {number}", record.position))
+                ensure(other == number, || format!("{} is two records: {other:?} and {number:?}", record.position))
             }
-            LogEntry::Cut { from } => log[from.0 as usize - 1..].iter().try_for_each(|record| {
+            LogEntry::Cut { from } => log.from(*from).iter().try_for_each(|record| {
                 let committed = self.history.get(record.position.lsn.0 as usize - 1);
-                let cut = committed.is_some_and(|c| c.position == record.position && !self.may_be_lost(c.number));
+                let cut = committed.is_some_and(|c| c.position == record.position && !c.lost);
                 ensure(!cut, || format!("node {node} cuts {}, which is committed", record.position))
             }),
-            LogEntry::Configuration(_) => Ok(()),
+            LogEntry::Configuration(_) | LogEntry::Reset { .. } => Ok(()),
         }
     }
 
-    /// A node applies a record, after which its table has this digest.
-    pub(crate) fn apply(&mut self, node: usize, record: &Record, digest: u64) -> Verdict {
-        self.table(node, record.position, digest)?;
+    /// A node applies a record, after which its table has this digest, if it is whole.
+    pub(crate) fn apply(&mut self, node: usize, record: &Record, digest: Option<u64>) -> Verdict {
         let (position, number) = (record.position, number(record));
+        if let Some(digest) = digest {
+            self.table(node, position, digest)?;
+        }
         let at = position.lsn.0 as usize - 1;
-        ensure(!self.refused.contains(&number), || format!("write {number} was refused and is applied"))?;
+        ensure(number.is_none_or(|n| !self.refused.contains(&n)), || {
+            format!("write {number:?} was refused and is applied")
+        })?;
         ensure(at <= self.history.len(), || format!("node {node} applies {position} before what is before it"))?;
         if let Some(committed) = self.history.get(at) {
             if committed.position == position {
+                self.turn_up(position);
                 return Ok(());
             }
-            let lost = self.history[at..].iter().all(|c| self.may_be_lost(c.number));
-            ensure(lost, || format!("node {node} applies {position} where {} is committed", committed.position))?;
-            self.history.truncate(at);
+            ensure(committed.lost, || {
+                format!("node {node} applies {position} where {} is committed", committed.position)
+            })?;
+            for lost in self.history.drain(at..) {
+                lost.number.map(|number| self.applied.remove(&number));
+            }
         }
-        self.history.push(Committed { position, number, acknowledged: false });
+        if let Some(number) = number {
+            let before = self.applied.insert(number, position.lsn);
+            ensure(before.is_none(), || format!("write {number} is applied at {before:?} and again at {position}"))?;
+        }
+        self.history.push(Committed { position, number, acknowledged: false, lost: false });
         Ok(())
     }
 
     /// A leader says that a write is committed.
-    pub(crate) fn acknowledge(&mut self, written: u64, members: &[(usize, &Disk)]) -> Verdict {
-        let committed = self.history.iter_mut().find(|c| c.number == written);
-        let Some(committed) = committed else { return Err(format!("write {written} is acknowledged, not applied")) };
-        committed.acknowledged = true;
-        let position = committed.position;
-        let at = position.lsn.0 as usize - 1;
-        members.iter().try_for_each(|(node, disk)| {
-            let has = disk.durable().get(at).is_some_and(|r| r.position == position);
-            ensure(has || !self.durable, || format!("{position} is acknowledged, and not on the disk of {node}"))
+    pub(crate) fn acknowledge(&mut self, written: u64, members: &[Counted<'_>]) -> Verdict {
+        let lsn = self.applied.get(&written).copied();
+        let Some(lsn) = lsn else { return Err(format!("write {written} is acknowledged, not applied")) };
+        self.history[lsn.0 as usize - 1].acknowledged = true;
+        let position = self.at(lsn);
+        if !self.durable {
+            return Ok(());
+        }
+        members.iter().try_for_each(|member| {
+            let has = self.holds(&member.disk.durable, position);
+            ensure(has, || format!("{position} is acknowledged, and not on the disk of {}", member.node))
         })
+    }
+
+    /// A node says something to another.
+    pub(crate) fn say(&mut self, life: Life, epoch: Epoch, body: &PeerBody, disk: &Disk) -> Verdict {
+        let node = life.0;
+        match body {
+            PeerBody::Report { basis: Basis::Nothing, .. } | PeerBody::Resign => return Ok(()),
+            PeerBody::Report { .. } | PeerBody::Gap { .. } | PeerBody::Tail { .. } => {
+                let asked = self.asked.contains(&(life, epoch));
+                ensure(!asked, || format!("node {node} answers in epoch {epoch}, from which it asked to take over"))?;
+            }
+            _ => self.lead(life, epoch)?,
+        }
+        self.spoke[node] = self.spoke[node].max(epoch);
+        ensure(disk.durable.epoch() >= epoch, || {
+            format!("node {node} speaks in epoch {epoch}, which is not on its disk")
+        })
+    }
+
+    fn lead(&mut self, life: Life, epoch: Epoch) -> Verdict {
+        let leads = *self.leaders.entry(epoch).or_insert(life);
+        ensure(leads == life, || format!("epoch {epoch} was led by {leads:?}, and now by {life:?}"))
     }
 
     /// What holds for a replica at any moment.
     pub(crate) fn replica(&self, node: usize, replica: &Replica, disk: &Disk) -> Verdict {
-        let flushed = replica.flushed().0 as usize;
-        let live = disk.live();
-        let last = live.last().map(|r| r.position).unwrap_or_default();
+        let (flushed, last) = (replica.flushed(), disk.live.last());
         ensure(replica.prepared() == last, || format!("node {node} has another log than its disk: {last}"))?;
-        let on_disk = disk.durable().len() >= flushed
-            && flushed.checked_sub(1).is_none_or(|at| disk.durable()[at].position == live[at].position);
-        ensure(on_disk || !self.durable, || format!("node {node} takes {flushed} records for flushed"))
+        if !self.durable {
+            return Ok(());
+        }
+        let here = disk.durable.position_at(flushed);
+        let on_disk = here.is_some() && here == disk.live.position_at(flushed);
+        // A reset that is not on disk: nothing is reported of what it stands for before a record behind it is.
+        let resets = flushed == disk.live.base.lsn && disk.void;
+        ensure(on_disk || resets, || format!("node {node} takes everything up to {flushed} for flushed"))
     }
 
     /// What holds for a leader that serves.
-    pub(crate) fn leader(
-        &mut self,
-        (node, life): (usize, u32),
-        replica: &Replica,
-        members: &[(usize, &Disk, Option<&Replica>)],
-    ) -> Verdict {
-        let (epoch, committed) = (replica.configuration().epoch, replica.committed());
-        let leads = *self.leaders.entry(epoch).or_insert((node, life));
-        ensure(leads == (node, life), || format!("epoch {epoch} was led by {leads:?}, and now by {:?}", (node, life)))?;
-        let missing = self.history.iter().skip(committed.0 as usize).find(|c| c.acknowledged);
-        if let Some(missing) = missing.filter(|c| !self.may_be_lost(c.number)) {
+    pub(crate) fn leader(&mut self, life: Life, replica: &Replica, counted: &[Counted<'_>]) -> Verdict {
+        let (node, epoch, committed) = (life.0, replica.configuration().epoch, replica.committed());
+        self.lead(life, epoch)?;
+        self.served = self.served.max(epoch);
+        self.epochs_served.insert(epoch);
+        let missing = self.history.iter().skip(committed.0 as usize).find(|c| c.acknowledged && !c.lost);
+        if let Some(missing) = missing {
+            // Whoever leads by a newer epoch may have gone on: then this one does not answer reads any more.
             let position = missing.position;
-            return Err(format!("node {node} serves in epoch {epoch} without {position}, which was acknowledged"));
+            let newest = epoch == self.served;
+            ensure(!newest, || {
+                format!("node {node} serves in epoch {epoch} without {position}, which was acknowledged")
+            })?;
+            return Ok(());
         }
-        let Some(at) = committed.0.checked_sub(1).filter(|_| self.durable) else { return Ok(()) };
-        let position = self.history[at as usize].position;
-        for (member, disk, follower) in members {
-            let has = disk.durable().get(at as usize).is_some_and(|r| r.position == position);
-            ensure(has, || format!("{position} is committed in epoch {epoch}, and not on the disk of {member}"))?;
-            let behind = follower.is_none_or(|f| f.configuration().epoch != epoch || f.committed() <= committed);
-            ensure(behind, || format!("node {member} has committed more than its leader, {committed}"))?;
+        if !self.durable || committed == Lsn(0) || self.losses > 0 {
+            return Ok(());
+        }
+        let position = self.at(committed);
+        for member in counted {
+            let has = self.holds(&member.disk.durable, position);
+            ensure(has, || {
+                format!("{position} is committed in epoch {epoch}, and not on the disk of {}", member.node)
+            })?;
+            let behind = member.replica.is_none_or(|f| f.configuration().epoch != epoch || f.committed() <= committed);
+            ensure(behind, || format!("node {} has committed more than its leader, {committed}", member.node))?;
         }
         Ok(())
     }
 
-    /// What holds at the end for a member of the last configuration.
+    /// A leader would answer a read at once: nobody has served in a newer epoch, and it has everything that was acknowledged.
+    pub(crate) fn reads(&self, node: usize, replica: &Replica) -> Verdict {
+        let epoch = replica.configuration().epoch;
+        ensure(epoch >= self.served, || {
+            format!("node {node} answers reads in epoch {epoch}, and epoch {} is served", self.served)
+        })?;
+        let missing = self.history.iter().skip(replica.committed().0 as usize).find(|c| c.acknowledged && !c.lost);
+        missing.map_or(Ok(()), |missing| {
+            Err(format!("node {node} answers reads without {}, which was acknowledged", missing.position))
+        })
+    }
+
+    /// What holds at the end for every replica.
     pub(crate) fn settled(&self, node: usize, replica: &Replica) -> Verdict {
-        let all = Lsn(self.history.len() as u64);
-        let settled = replica.committed() == all && replica.prepared().lsn == all;
-        ensure(settled, || format!("node {node} has {} of {all} in the end: {replica:?}", replica.committed()))
+        let last = self.last();
+        let settled = replica.committed() == last.lsn && replica.prepared() == last;
+        ensure(settled, || format!("node {node} has {} of {last} in the end: {replica:?}", replica.committed()))
     }
 }

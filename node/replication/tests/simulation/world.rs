@@ -1,583 +1,350 @@
-//! A little cluster around the real core: nodes with disks, connections, a controller, and everything that can go wrong
-//! with them.
+//! The cluster: what happens to it is taken from the queue one by one, given to whom it is for, and what comes of it is put back.
 
 use crate::{
-    checks::{Checks, Verdict, ensure},
+    checks::{Checks, Counted, Verdict, ensure},
+    clients::{Clients, Waiting},
     controller::Controller,
-    disk::{Disk, DiskRules, Harm, PARTITION},
-    media::Fate,
+    disk::Disk,
+    network::Network,
+    node::{Clock, Node, Place},
+    plan::{Coverage, Plan},
+    queue::{Happening, MS, Queue},
     random::Random,
-    writes::write_of,
 };
 use kv_proto::{
-    cluster_map::Configuration,
-    control::Change,
-    ids::{DiskId, Epoch, Lsn, Member, NodeId},
+    control::{Change, Proposal},
+    ids::{Member, NodeId, PartitionId},
     replication::PeerBody,
     stats::Role,
 };
-use kv_replication::{
-    clock::Instant64,
-    replica::{Action, Actions, Event, LogEntry, Options, Outcome, Replica, Restored, Token, rules::Rules},
-};
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use kv_replication::replica::{Action, Actions, Event, LogEntry, Outcome, ReadCheck, Refusal, Replica};
 
-/// Tokens from here on are of barriers.
-const BARRIERS: u64 = 1 << 32;
-
-/// A message on its way, and the epoch that it was said in.
-pub(crate) type Letter = (Epoch, PeerBody);
-
-/// How often what the simulation is for happened.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Coverage {
-    pub(crate) acknowledged: u64,
-    /// Epochs in which somebody served.
-    pub(crate) served: u64,
-    pub(crate) cuts: u64,
-    pub(crate) fetches: u64,
-    pub(crate) reads: u64,
-    pub(crate) gaps: u64,
-    pub(crate) unknown: u64,
-    pub(crate) checkpoints: u64,
-    pub(crate) copies: u64,
-    /// Segments that were let go.
-    pub(crate) gone: u64,
-    /// Batches that were written by a process that ended before they were synced.
-    pub(crate) torn: u64,
-    /// Bits that were turned around, and what came of it.
-    pub(crate) flipped: u64,
-    pub(crate) cut_short: u64,
-    pub(crate) faulty: u64,
-    pub(crate) wiped: u64,
-    /// Runs that end with a replica that needs a copy of the table.
-    pub(crate) needs_copy: u64,
-}
-
-impl Coverage {
-    pub(crate) fn counts(self) -> [u64; 15] {
-        let Coverage { acknowledged, served, cuts, fetches, reads, gaps, unknown, .. } = self;
-        let Coverage { checkpoints, copies, gone, torn, flipped, cut_short, faulty, wiped, .. } = self;
-        [
-            acknowledged,
-            served,
-            cuts,
-            fetches,
-            reads,
-            gaps,
-            unknown,
-            checkpoints,
-            copies,
-            gone,
-            torn,
-            flipped,
-            cut_short,
-            faulty,
-            wiped,
-        ]
-    }
-}
-
-impl std::ops::AddAssign for Coverage {
-    fn add_assign(&mut self, other: Self) {
-        self.acknowledged += other.acknowledged;
-        self.served += other.served;
-        self.cuts += other.cuts;
-        self.fetches += other.fetches;
-        self.reads += other.reads;
-        self.gaps += other.gaps;
-        self.unknown += other.unknown;
-        self.checkpoints += other.checkpoints;
-        self.copies += other.copies;
-        self.gone += other.gone;
-        self.torn += other.torn;
-        self.flipped += other.flipped;
-        self.cut_short += other.cut_short;
-        self.faulty += other.faulty;
-        self.wiped += other.wiped;
-        self.needs_copy += other.needs_copy;
-    }
-}
-
-/// What differs between runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    pub(crate) seed: u64,
-    pub(crate) nodes: usize,
-    /// Whether a write is acknowledged when it is on disk, or when it is in memory everywhere.
-    pub(crate) durable: bool,
-    /// Whether the leader is replaced, and members are dropped and added.
-    pub(crate) intervene: bool,
-    /// How rare crashes and lost connections are.
-    pub(crate) calm: u64,
-    /// How rare it is that everything goes well for a moment.
-    pub(crate) sloppy: u64,
-    /// Whether disks are damaged and replaced.
-    pub(crate) harmful: bool,
-    pub(crate) rules: Rules,
-    pub(crate) disk_rules: DiskRules,
-}
-
-impl Plan {
-    pub(crate) fn of(seed: u64, rules: Rules, disk_rules: DiskRules) -> Self {
-        let durable = !seed.is_multiple_of(3);
-        let calm = [2, 4, 8, 16][(seed / 8 % 4) as usize];
-        let sloppy = [1, 3, 9][(seed / 4 % 3) as usize];
-        let (intervene, harmful) = (seed % 5 > 1, durable && seed / 2 % 7 < 3);
-        Plan { seed, nodes: 2 + (seed % 2) as usize, durable, intervene, calm, sloppy, harmful, rules, disk_rules }
-    }
-}
-
-pub(crate) struct Node {
-    pub(crate) member: Member,
-    pub(crate) disk: Disk,
-    pub(crate) up: bool,
-    /// Which start of its process this is.
-    pub(crate) life: u32,
-    /// Something of its disk is missing.
-    pub(crate) lacks: bool,
-    /// Once the process knows a map.
-    pub(crate) replica: Option<Replica>,
-    pub(crate) reads: VecDeque<(NodeId, Lsn)>,
-}
-
-/// A connection that a leader made to a follower.
-#[derive(Default)]
-pub(crate) struct Link {
-    pub(crate) there: VecDeque<Letter>,
-    pub(crate) back: VecDeque<Letter>,
-    /// The process at its other end is gone; who made it has not noticed.
-    pub(crate) dead: bool,
-}
+/// More than any run has: who has more does the same thing again and again.
+const MAX_EVENTS: u64 = 100_000;
 
 pub(crate) struct World {
     pub(crate) plan: Plan,
-    options: Options,
     pub(crate) random: Random,
-    pub(crate) now: Instant64,
+    pub(crate) queue: Queue,
     pub(crate) nodes: Vec<Node>,
     pub(crate) controller: Controller,
-    /// By who made it and to whom.
-    pub(crate) links: BTreeMap<(usize, usize), Link>,
-    /// What was on connections that are gone and may still arrive.
-    pub(crate) late: BTreeMap<(usize, usize), VecDeque<Letter>>,
-    pub(crate) checks: Checks,
-    /// A member of whose disk something is missing.
-    pub(crate) impaired: Option<usize>,
-    disks: u128,
+    pub(crate) network: Network,
+    pub(crate) clients: Clients,
+    /// By partition.
+    pub(crate) checks: Vec<Checks>,
+    /// There are no more faults.
+    pub(crate) healing: bool,
+    /// Disks that there ever were.
+    pub(crate) disks: u128,
+    proposals: u128,
     pub(crate) coverage: Coverage,
+    /// Whether everything that happens is printed.
+    trace: bool,
 }
 
 impl World {
     pub(crate) fn new(plan: Plan) -> Self {
-        let member = |i| Member { node: NodeId::new(&format!("n{i}")).expect("a name"), disk: DiskId(1) };
-        let node = |i| Node {
-            member: member(i),
-            disk: Disk::new(member(i), plan.disk_rules, 6 + (plan.seed % 5) as usize),
-            up: true,
-            life: 0,
-            lacks: false,
-            replica: None,
-            reads: VecDeque::new(),
+        let mut random = Random::new(plan.seed);
+        let node = |at| {
+            let clock = Clock { offset: random.below(10_000_000 * MS), per_mille: 900 + random.below(201) };
+            let disk = |partition: PartitionId, member| {
+                Disk::new(partition, member, plan.disk_rules, 6 + (plan.seed % 5) as usize)
+            };
+            Node::new(at, clock, disk, plan.partitions)
         };
-        let (rules, grace) = (plan.rules, Duration::from_millis(100 * (plan.seed / 32 % 4)));
-        let message_bytes = [120, 400][(plan.seed / 16 % 2) as usize];
-        World {
-            options: Options { max_pending_records: 8, message_bytes, grace, rules, ..Options::default() },
-            random: Random::new(plan.seed),
-            now: Instant64(0),
-            nodes: (0..plan.nodes).map(node).collect(),
-            controller: Controller::new(member(0), (1..plan.nodes).map(member).collect()),
-            links: BTreeMap::new(),
-            late: BTreeMap::new(),
-            checks: Checks::new(plan.durable, plan.nodes),
-            impaired: None,
+        let nodes: Vec<Node> = (0..plan.nodes).map(node).collect();
+        let lenient = !plan.rules.members_alone;
+        let mut world = World {
+            controller: Controller::new(plan.nodes as u16, plan.partitions, plan.ack, lenient),
+            network: Network::default(),
+            clients: Clients::new(plan.clients, plan.partitions),
+            checks: (0..plan.partitions).map(|_| Checks::new(plan.durable(), plan.nodes)).collect(),
+            healing: false,
             disks: 1,
+            proposals: 0,
             coverage: Coverage::default(),
+            trace: std::env::var_os("KV_SIM_TRACE").is_some(),
+            queue: Queue::default(),
+            nodes,
+            random,
             plan,
+        };
+        for node in 0..plan.nodes {
+            world.controller.register(world.nodes[node].member);
         }
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.random.below(bound)
-    }
-
-    pub(crate) fn coverage(&self) -> Coverage {
-        Coverage { served: self.checks.epochs_served(), ..self.coverage }
-    }
-
-    pub(crate) fn any_node(&mut self) -> usize {
-        self.below(self.plan.nodes as u64) as usize
+        (0..plan.nodes).for_each(|node| world.start(node));
+        for client in 0..plan.clients {
+            let begins = 50 * MS + world.random.below(100 * MS);
+            world.queue.push(begins, Happening::Client { client });
+        }
+        world.queue.push(300 * MS, Happening::Fault);
+        world
     }
 
     pub(crate) fn index(&self, id: NodeId) -> usize {
         self.nodes.iter().position(|n| n.member.node == id).expect("a node")
     }
 
-    pub(crate) fn give(&mut self, node: usize, event: Event) -> Verdict {
-        let mut actions = Actions::new();
-        let Some(replica) = &mut self.nodes[node].replica else { return Ok(()) };
-        replica.handle(self.now, event, &mut actions);
-        self.carry_out(node, actions)
+    /// The next thing happens.
+    pub(crate) fn step(&mut self) -> Verdict {
+        let happening = self.queue.pop().ok_or("nothing happens any more")?;
+        ensure(self.queue.count() < MAX_EVENTS, || "two go round and round".to_owned())?;
+        self.happen(happening)
     }
 
-    fn carry_out(&mut self, node: usize, actions: Actions) -> Verdict {
-        let replica = self.nodes[node].replica.as_ref().expect("who acts has a replica");
+    fn happen(&mut self, happening: Happening) -> Verdict {
+        if let Some((node, life)) = happening.process() {
+            let it = &mut self.nodes[node];
+            if life.is_some_and(|life| life != it.life || !it.up) {
+                return Ok(());
+            }
+            if it.paused {
+                it.missed.push(happening);
+                return Ok(());
+            }
+        }
+        if self.trace {
+            println!("{:9.3} {happening:?}", self.queue.now as f64 / MS as f64);
+        }
+        match happening {
+            Happening::Letter { connection, to_follower, late, letter } => {
+                self.handle_letter(connection, to_follower, late, letter)
+            }
+            Happening::Lost { connection } => self.disconnect(connection),
+            Happening::Timer { place, .. } => self.handle_timer(place),
+            Happening::Synced { place, .. } => self.handle_synced(place),
+            Happening::Told { place, .. } => {
+                self.tell_flushed(place)?;
+                self.settle(place)
+            }
+            Happening::Read { place, to, after, .. } => self.answer_read(place, to, after),
+            Happening::Slice { place, connection, .. } => self.send_slice(place, connection),
+            Happening::Upkeep { node, .. } => self.upkeep(node),
+            Happening::Wake { node, life } => self.wake(node, life),
+            Happening::Stop { node, .. } => {
+                self.stop(node);
+                let down = self.random.below(2_500 * MS);
+                self.queue.push(self.queue.now + down, Happening::Start { node });
+                Ok(())
+            }
+            Happening::Start { node } => {
+                self.start(node);
+                Ok(())
+            }
+            Happening::Proposal(proposal) => self.decide(&proposal),
+            Happening::Poll { node, life, member } => {
+                let is_there = self.nodes[node].life == life && self.nodes[node].up;
+                if is_there && self.controller.away_until <= self.queue.now {
+                    self.controller.register(member);
+                    self.push_map(node, true);
+                }
+                Ok(())
+            }
+            Happening::Map { node, map, answers, .. } => self.learn(node, &map, answers),
+            Happening::Request { node, request } => self.handle_request(node, request),
+            Happening::Answer { client, attempt, answer } => self.handle_answer(client, attempt, answer),
+            Happening::Client { client } => self.go_on(client),
+            Happening::Fault => self.fault(),
+        }
+    }
+
+    /// A process goes on that stood still; what happened meanwhile is there all at once.
+    fn wake(&mut self, node: usize, life: u32) -> Verdict {
+        if self.nodes[node].life != life || !std::mem::replace(&mut self.nodes[node].paused, false) {
+            return Ok(());
+        }
+        for happening in std::mem::take(&mut self.nodes[node].missed) {
+            self.happen(happening)?;
+        }
+        Ok(())
+    }
+
+    /// The controller decides, if it is there.
+    fn decide(&mut self, proposal: &Proposal) -> Verdict {
+        if self.controller.away_until > self.queue.now { Ok(()) } else { self.force_decision(proposal) }
+    }
+
+    pub(crate) fn force_decision(&mut self, proposal: &Proposal) -> Verdict {
+        let partition = usize::from(proposal.partition.0);
+        let before = self.controller.configuration(partition).cloned();
+        if !self.controller.propose(proposal) {
+            return Ok(());
+        }
+        let after = self.controller.configuration(partition).expect("it was created").clone();
+        self.coverage.note(
+            match proposal.change {
+                Change::Create { .. } => "created",
+                Change::Drop { .. } => "drops",
+                Change::Takeover { .. } => "takeovers",
+                Change::Reopen { .. } => "reopened",
+                Change::Add { .. } => "added learners",
+                Change::Handoff { .. } => "handoffs",
+                Change::ForceRecover { .. } => "forced recoveries",
+            },
+            1,
+        );
+        let was_member = |member: &Member| before.as_ref().is_none_or(|b| b.is_member(*member));
+        let admits = matches!(proposal.change, Change::Add { .. } | Change::ForceRecover { .. });
+        if let Some(stranger) = after.members().find(|m| !was_member(m)).filter(|_| !admits) {
+            return Err(format!("{stranger} was no member and is one in epoch {}", after.epoch));
+        }
+        (0..self.nodes.len()).for_each(|node| self.push_map(node, false));
+        Ok(())
+    }
+
+    /// Gives an event to a replica, carries out what it wants, and sees to all that this may have made possible.
+    pub(crate) fn give(&mut self, place: Place, event: Event) -> Verdict {
+        let (now, mut actions) = (self.clock(place.node), Actions::new());
+        let Some(replica) = &mut self.part_mut(place).replica else { return Ok(()) };
+        replica.handle(now, event, &mut actions);
+        self.carry_out(place, actions)?;
+        self.settle(place)
+    }
+
+    /// What is there to be done after every event: to send, to write, to be awoken; and to check.
+    pub(crate) fn settle(&mut self, place: Place) -> Verdict {
+        self.pump(place)?;
+        self.work(place);
+        self.arm(place);
+        self.check(place)
+    }
+
+    pub(crate) fn carry_out(&mut self, place: Place, actions: Actions) -> Verdict {
+        let replica = self.part(place).replica.as_ref().expect("who acts has a replica");
         let (configuration, committed) = (replica.configuration().clone(), replica.committed());
+        let (node, epoch, life) = (place.node, configuration.epoch, self.nodes[place.node].life);
         let mut appended = false;
         for action in actions {
+            if self.trace {
+                println!("          n{node} p{} e{epoch}: {action:?}", place.partition);
+            }
             match action {
                 Action::Append(entry) => {
-                    self.coverage.cuts += u64::from(matches!(entry, LogEntry::Cut { .. }));
-                    self.checks.append(node, &entry, self.nodes[node].disk.live())?;
-                    self.nodes[node].disk.append(entry, committed);
+                    self.coverage.note("cuts", u64::from(matches!(entry, LogEntry::Cut { .. })));
+                    self.coverage.note("resets", u64::from(matches!(entry, LogEntry::Reset { .. })));
+                    let part = &mut self.nodes[node].parts[place.partition];
+                    self.checks[place.partition].append(node, &entry, &part.disk)?;
+                    part.disk.append(entry, committed);
                     appended = true;
                 }
                 Action::ReadLog { to, after } => {
-                    self.coverage.reads += 1;
-                    self.nodes[node].reads.push_back((to, after));
+                    self.coverage.note("reads of logs", 1);
+                    let takes = self.random.below(10 * MS);
+                    self.queue.push(self.queue.now + takes, Happening::Read { place, life, to, after });
                 }
-                Action::Propose(change) => self.controller.propose(configuration.epoch, change),
+                Action::Resign { to, epoch } => self.send(place, to, (epoch, PeerBody::Resign))?,
+                Action::SendCopy { to, sent } => self.begin_copy(place, to, sent)?,
+                Action::ResetTable => self.part_mut(place).disk.reset_table(),
+                Action::LoadTable { bytes } => self.part_mut(place).disk.load(&bytes),
+                Action::KeepTable { end, digest } => self.part_mut(place).disk.keep_table(end, digest)?,
+                Action::Propose(change) => {
+                    match &change {
+                        Change::Takeover { .. } => self.checks[place.partition].ask_to_take_over((node, life), epoch),
+                        Change::Add { learner, .. } => self.checks[place.partition].ask_to_add(epoch, *learner),
+                        _ => {}
+                    }
+                    self.proposals += 1;
+                    let partition = PartitionId(place.partition as u16);
+                    self.propose(node, Proposal { id: self.proposals, partition, epoch, change });
+                }
                 Action::Apply(record) => {
-                    let digest = self.nodes[node].disk.apply(&record);
-                    self.checks.apply(node, &record, digest)?;
+                    let digest = self.part_mut(place).disk.apply(&record)?;
+                    self.checks[place.partition].apply(node, &record, digest)?;
                 }
-                Action::Reply { token, outcome } if token.0 < BARRIERS => match outcome {
-                    Outcome::Committed => {
-                        self.coverage.acknowledged += 1;
-                        let members: Vec<_> = configuration
-                            .members()
-                            .map(|m| self.index(m.node))
-                            .filter(|i| !self.nodes[*i].lacks)
-                            .map(|i| (i, &self.nodes[i].disk))
-                            .collect();
-                        self.checks.acknowledge(token.0, &members)?;
-                    }
-                    Outcome::Refused(_) => self.checks.refuse(token.0),
-                    Outcome::Unknown => self.coverage.unknown += 1,
-                },
-                Action::Reply { .. } => {}
-                Action::Send { to, body } => {
-                    self.checks.speak(node, configuration.epoch);
-                    let to = self.index(to);
-                    let letter = (configuration.epoch, body);
-                    self.coverage.fetches += u64::from(matches!(letter.1, PeerBody::Fetch { .. }));
-                    self.coverage.gaps += u64::from(matches!(letter.1, PeerBody::Gap { .. }));
-                    match letter.1 {
-                        PeerBody::Prepare { .. } | PeerBody::Beacon { .. } | PeerBody::Fetch { .. } => {
-                            if let Some(link) = self.links.get_mut(&(node, to)) {
-                                link.there.push_back(letter);
-                            }
-                        }
-                        PeerBody::Report { .. } | PeerBody::Gap { .. } | PeerBody::Tail { .. } => {
-                            if let Some(link) = self.links.get_mut(&(to, node)) {
-                                link.back.push_back(letter);
-                            }
-                        }
-                    }
+                Action::Reply { token, outcome } => {
+                    let Some(waiting) = self.part_mut(place).waiting.remove(&token.0) else { continue };
+                    self.reply(place, waiting, outcome, &configuration)?;
                 }
+                Action::Send { to, body } => self.send(place, to, (epoch, body))?,
             }
         }
         if appended {
-            self.nodes[node].disk.hand_over();
+            self.part_mut(place).disk.hand_over();
         }
-        if appended && !self.plan.durable { self.tell_flushed(node) } else { Ok(()) }
+        if appended && !self.plan.durable() { self.tell_flushed(place) } else { Ok(()) }
     }
 
-    /// Writes and syncs some of what a node has appended.
-    pub(crate) fn sync(&mut self, node: usize, count: usize) -> Verdict {
-        self.nodes[node].disk.write(count, Fate::Well);
-        self.tell_flushed(node)
-    }
-
-    pub(crate) fn sync_all(&mut self, node: usize) -> Verdict {
-        while self.nodes[node].disk.unsynced() > 0 {
-            self.sync(node, usize::MAX)?;
+    fn reply(
+        &mut self,
+        place: Place,
+        waiting: Waiting,
+        outcome: Outcome,
+        configuration: &kv_proto::cluster_map::Configuration,
+    ) -> Verdict {
+        if outcome == Outcome::Committed
+            && let Some(number) = waiting.writes()
+        {
+            self.coverage.note("acknowledged writes", 1);
+            let members: Vec<Member> = configuration.members().collect();
+            let counted = counted(&self.nodes, place.partition, members.into_iter());
+            self.checks[place.partition].acknowledge(number, &counted)?;
         }
-        self.tell_flushed(node)
+        self.handle_reply(place, waiting, outcome)
     }
 
-    pub(crate) fn tell_flushed(&mut self, node: usize) -> Verdict {
-        match self.nodes[node].disk.take_news(!self.plan.durable) {
-            Some(entries) => self.give(node, Event::Flushed { entries }),
+    pub(crate) fn tell_flushed(&mut self, place: Place) -> Verdict {
+        let in_memory = !self.plan.durable();
+        match self.part_mut(place).disk.take_news(in_memory) {
+            Some(entries) => self.give(place, Event::Flushed { entries }),
             None => Ok(()),
         }
     }
 
-    pub(crate) fn connect(&mut self, from: usize, to: usize) -> Verdict {
-        let leads = self.nodes[from].replica.as_ref().is_some_and(|r| {
-            r.role() == Role::Leader && r.configuration().in_sync.iter().any(|m| m.node == self.nodes[to].member.node)
-        });
-        if !leads || !self.nodes[to].up || self.links.contains_key(&(from, to)) {
+    fn answer_read(&mut self, place: Place, to: NodeId, after: kv_proto::ids::Lsn) -> Verdict {
+        let disk = &self.part(place).disk;
+        if !disk.can_read(after) {
+            let life = self.nodes[place.node].life;
+            self.queue.push(self.queue.now + 20 * MS, Happening::Read { place, life, to, after });
             return Ok(());
         }
-        self.links.insert((from, to), Link::default());
-        let peer = self.nodes[to].member;
-        self.give(from, Event::PeerConnected { peer })
+        let (previous, records) = disk.read(after);
+        self.give(place, Event::LogRead { to, previous, records })
     }
 
-    pub(crate) fn disconnect(&mut self, from: usize, to: usize) -> Verdict {
-        let Some(link) = self.links.remove(&(from, to)) else { return Ok(()) };
-        for letter in link.there {
-            if !link.dead && self.below(2) == 0 {
-                self.late.entry((from, to)).or_default().push_back(letter);
-            }
+    /// What must hold, of the replica to which something happened and of who leads by it.
+    fn check(&mut self, place: Place) -> Verdict {
+        let Place { node, partition } = place;
+        let part = &self.nodes[node].parts[partition];
+        let Some(replica) = &part.replica else { return Ok(()) };
+        self.checks[partition].replica(node, replica, &part.disk)?;
+        if part.disk.faulty {
+            let serves = matches!(replica.role(), Role::Leader | Role::Follower);
+            return if serves { Err(format!("node {node} is damaged and takes part")) } else { Ok(()) };
         }
-        let peer = self.nodes[to].member.node;
-        self.give(from, Event::PeerLost { peer })?;
-        if self.below(2) == 0 {
-            self.connect(from, to)?;
-            self.hear_late(from, to)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn hear_late(&mut self, from: usize, to: usize) -> Verdict {
-        while let Some(letter) = self.late.get_mut(&(from, to)).and_then(VecDeque::pop_front) {
-            self.hear(from, to, Some(letter))?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn send(&mut self, from: usize, to: usize) -> Verdict {
-        let id = self.nodes[to].member.node;
-        while self.links.contains_key(&(from, to))
-            && let Some(body) = self.nodes[from].replica.as_mut().and_then(|r| r.poll_prepare(id))
-        {
-            self.carry_out(from, vec![Action::Send { to: id, body }])?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn hear(&mut self, from: usize, to: usize, letter: Option<Letter>) -> Verdict {
-        let Some((epoch, body)) = letter else { return Ok(()) };
-        self.give(to, Event::Message { from: self.nodes[from].member.node, epoch, body })
-    }
-
-    pub(crate) fn deliver(&mut self, from: usize, to: usize) -> Verdict {
-        let letter = self.links.get_mut(&(from, to)).filter(|l| !l.dead).and_then(|l| l.there.pop_front());
-        self.hear(from, to, letter)?;
-        let letter = self.links.get_mut(&(from, to)).and_then(|l| l.back.pop_front());
-        self.hear(to, from, letter)
-    }
-
-    pub(crate) fn answer_read(&mut self, node: usize) -> Verdict {
-        let Some((to, after)) = self.nodes[node].reads.pop_front() else { return Ok(()) };
-        if !self.nodes[node].disk.can_read(after) {
-            self.nodes[node].reads.push_back((to, after));
+        let now = self.clock(node);
+        let check = replica.check_read(now);
+        if matches!(check, Err(Refusal::NotLeader | Refusal::NotReady)) {
             return Ok(());
         }
-        let (previous, records) = self.nodes[node].disk.read(after);
-        self.give(node, Event::LogRead { to, previous, records })
+        let configuration = replica.configuration();
+        if part.disk.durable.epoch() < configuration.epoch && self.plan.rules.epoch_on_disk_first {
+            return Ok(()); // It has done nothing in its epoch yet.
+        }
+        let members: Vec<_> =
+            configuration.members().chain(self.checks[partition].adding(configuration.epoch)).collect();
+        let counted = counted(&self.nodes, partition, members.into_iter());
+        self.checks[partition].leader((node, self.nodes[node].life), replica, &counted)?;
+        self.check_readers(partition)
     }
 
-    pub(crate) fn crash(&mut self, node: usize) {
-        if !std::mem::replace(&mut self.nodes[node].up, false) {
-            return;
-        }
-        self.checks.crash(node);
-        let unsynced = self.nodes[node].disk.unsynced() as u64;
-        if unsynced > 0 && self.below(2) == 0 {
-            let count = 1 + self.below(unsynced) as usize;
-            self.nodes[node].disk.write(count, Fate::Fails);
-            self.coverage.torn += 1;
-        }
-        let power = self.below(2) == 0;
-        self.note_upkeep(node);
-        self.nodes[node].disk.crash(power, &mut self.random);
-        self.nodes[node].replica = None;
-        self.nodes[node].reads.clear();
-        self.late.retain(|(_, to), _| *to != node);
-        for (_, link) in self.links.iter_mut().filter(|((_, to), _)| *to == node) {
-            link.dead = true;
-            link.there.clear();
-        }
-        while let Some(((from, to), link)) = self.links.extract_if(.., |(from, _), _| *from == node).next() {
-            if !link.dead {
-                self.late.entry((from, to)).or_default().extend(link.there);
-            }
-        }
-    }
-
-    pub(crate) fn note_upkeep(&mut self, node: usize) {
-        if let Some(process) = &mut self.nodes[node].disk.process {
-            let upkeep = &mut process.upkeep;
-            self.coverage.checkpoints += std::mem::take(&mut upkeep.checkpoints);
-            self.coverage.copies += std::mem::take(&mut upkeep.copies);
-            self.coverage.gone += std::mem::take(&mut upkeep.gone);
-        }
-    }
-
-    pub(crate) fn start(&mut self, node: usize) {
-        if !std::mem::replace(&mut self.nodes[node].up, true) {
-            self.nodes[node].life += 1;
-        }
-    }
-
-    /// A node learns a configuration, which may be an old one.
-    pub(crate) fn learn(&mut self, node: usize, configuration: Configuration) -> Verdict {
-        let is_host = self.nodes[node].up;
-        if !is_host || self.nodes[node].replica.is_some() {
-            return self.give(node, Event::ConfigChanged(configuration));
-        }
-        let restored = self.open(node)?;
-        let (mut actions, me) = (Actions::new(), self.nodes[node].member);
-        let replica = Replica::new(PARTITION, me, configuration, restored, self.options, self.now, &mut actions);
-        self.nodes[node].replica = Some(replica);
-        self.carry_out(node, actions)
-    }
-
-    /// The log of a node is opened, with what its disk has.
-    pub(crate) fn open(&mut self, node: usize) -> Result<Restored, String> {
-        let disk = &mut self.nodes[node].disk;
-        let restored = disk.open()?;
-        if disk.faulty {
-            self.coverage.faulty += 1;
-            return Ok(restored);
-        }
-        let epoch = restored.configuration.as_ref().map(|c| c.epoch).unwrap_or_default();
-        let applied = &disk.durable()[..restored.applied.lsn.0 as usize];
-        let digest = disk.process.as_ref().expect("it was opened").digest();
-        self.checks.restore(node, epoch, applied, digest)?;
-        Ok(restored)
-    }
-
-    pub(crate) fn pass(&mut self, millis: u64) -> Verdict {
-        self.now = self.now + Duration::from_millis(millis);
-        for node in 0..self.nodes.len() {
-            let due = self.nodes[node].replica.as_ref().and_then(Replica::poll_timeout);
-            if due.is_some_and(|due| due <= self.now) {
-                self.give(node, Event::Timeout)?;
+    /// Whoever would answer a read at once.
+    fn check_readers(&self, partition: usize) -> Verdict {
+        for (node, it) in self.nodes.iter().enumerate().filter(|(_, n)| n.up) {
+            let reads = |r: &&Replica| r.check_read(self.clock(node)) == Ok(ReadCheck::Now);
+            if let Some(replica) = it.parts[partition].replica.as_ref().filter(reads) {
+                self.checks[partition].reads(node, replica)?;
             }
         }
         Ok(())
     }
+}
 
-    /// A client asks whoever leads, or believes that it does.
-    pub(crate) fn write(&mut self, number: u64) -> Verdict {
-        let (any, leader) = (self.any_node(), self.index(self.controller.current().leader.node));
-        let node = if self.below(4) == 0 { any } else { leader };
-        if self.nodes[node].replica.as_ref().is_none_or(|r| r.role() != Role::Leader) {
-            return Ok(());
-        }
-        if self.below(6) == 0 {
-            return self.give(node, Event::ClientBarrier { token: Token(BARRIERS + number) });
-        }
-        self.propose(node, number)
-    }
-
-    pub(crate) fn propose(&mut self, node: usize, number: u64) -> Verdict {
-        self.checks.propose(number);
-        let (payload, operation_id) = write_of(number);
-        self.give(node, Event::ClientWrite { payload, operation_id, token: Token(number) })
-    }
-
-    pub(crate) fn decide_one(&mut self) {
-        let waiting = self.controller.proposals.len() as u64;
-        if waiting > 0 {
-            let at = self.below(waiting) as usize;
-            let proposal = self.controller.proposals[at].clone();
-            // Carried out, lost, or carried out and repeated.
-            let fate = self.below(8);
-            if fate != 0 {
-                self.decide(proposal.epoch, proposal.change);
-            }
-            if fate < 6 {
-                self.controller.proposals.swap_remove(at);
-            }
-        }
-    }
-
-    /// The controller decides, unless a person sees that nobody who has everything would be left.
-    pub(crate) fn decide(&mut self, epoch: Epoch, change: Change) {
-        let members = self.controller.configurations.len();
-        self.controller.decide(epoch, change);
-        let whole = |m: Member| {
-            let at = self.index(m.node);
-            self.nodes[at].member == m && self.impaired != Some(at)
-        };
-        if !self.controller.current().members().any(whole) {
-            self.controller.configurations.truncate(members);
-        }
-    }
-
-    /// Something happens to the disk of a node that is down, if the other members have everything.
-    pub(crate) fn harm(&mut self, node: usize) -> Verdict {
-        let current = self.controller.current();
-        let (me, id) = (self.nodes[node].member, self.nodes[node].member.node);
-        let is_member = current.members().any(|m| m.node == id);
-        let others: Vec<_> = current.members().filter(|m| m.node != id).map(|m| self.index(m.node)).collect();
-        let whole = others.iter().all(|i| self.checks.has_all(self.nodes[*i].disk.durable()));
-        let harmed = self.nodes[node].disk.faulty || !self.nodes[node].disk.is_whole();
-        if self.nodes[node].up || harmed || self.impaired.is_some() || is_member && (others.is_empty() || !whole) {
-            return Ok(());
-        }
-        if self.below(3) == 0 {
-            self.replace_disk(node);
-            self.coverage.wiped += 1;
-        } else {
-            let harm = self.nodes[node].disk.damage(&mut self.random)?;
-            self.coverage.flipped += 1;
-            self.coverage.cut_short += u64::from(harm == Harm::Cut);
-            if harm == Harm::None {
-                return Ok(());
-            }
-        }
-        self.nodes[node].lacks = true;
-        if self.controller.current().is_member(me) {
-            self.impaired = Some(node);
-        }
-        Ok(())
-    }
-
-    /// A node has an empty disk from now on.
-    pub(crate) fn replace_disk(&mut self, at: usize) {
-        self.disks += 1;
-        let (disk, node) = (DiskId(self.disks), &mut self.nodes[at]);
-        node.member.disk = disk;
-        node.disk = node.disk.replacement(node.member);
-        self.checks.forget(at);
-    }
-
-    /// Whether what was missing is there again, with all that the leader may commit because of what was said before.
-    fn look_after_impaired(&mut self) {
-        let Some(node) = self.impaired else { return };
-        let current = self.controller.current();
-        let id = self.nodes[node].member.node;
-        let leader = &self.nodes[self.index(current.leader.node)];
-        let serves = |r: &Replica| r.configuration() == current && r.check_read().is_ok();
-        let disk = &self.nodes[node].disk;
-        let is_back = leader.replica.as_ref().is_some_and(serves)
-            && self.nodes[node].replica.as_ref().is_some_and(|r| r.role() != Role::Refused)
-            && disk.is_whole()
-            && disk.durable().last().map(|r| r.position) == leader.disk.live().last().map(|r| r.position)
-            && self.checks.has_all(disk.durable());
-        if is_back || current.members().all(|m| m.node != id) {
-            self.nodes[node].lacks = !is_back;
-            self.impaired = None;
-        }
-    }
-
-    pub(crate) fn check(&mut self) -> Verdict {
-        self.look_after_impaired();
-        for (at, node) in self.nodes.iter().enumerate() {
-            let Some(replica) = &node.replica else { continue };
-            if node.disk.faulty {
-                ensure(replica.role() == Role::Refused, || format!("node {at} is damaged and takes part"))?;
-                continue;
-            }
-            self.checks.replica(at, replica, &node.disk)?;
-            if replica.check_read().is_ok() {
-                let members = replica.configuration().members().map(|m| self.index(m.node));
-                let members = members.filter(|i| !self.nodes[*i].lacks);
-                let members: Vec<_> =
-                    members.map(|i| (i, &self.nodes[i].disk, self.nodes[i].replica.as_ref())).collect();
-                self.checks.leader((at, node.life), replica, &members)?;
-            }
-        }
-        Ok(())
-    }
+/// Those of these members whose disks are there, and what was on them.
+fn counted(nodes: &[Node], partition: usize, members: impl Iterator<Item = Member>) -> Vec<Counted<'_>> {
+    let there = members.filter_map(|m| nodes.iter().position(|n| n.member == m));
+    let counted = there.map(|node| {
+        let part = &nodes[node].parts[partition];
+        Counted { node, disk: &part.disk, replica: part.replica.as_ref() }
+    });
+    counted.filter(|c| c.disk.is_sound()).collect()
 }

@@ -346,7 +346,7 @@ mod tests {
         gather.append(P, &LogEntry::Configuration(configuration(4)), Lsn(7));
         let chunk = gather.take().expect("entries");
         let part = &chunk.parts[0];
-        assert_eq!((part.faulty, part.reset, part.voids, part.entries), (false, Some(Lsn(7)), Some(Lsn(0)), 4));
+        assert_eq!((part.faulty, part.reset, part.voids, part.entries), (false, Some(Lsn(7)), Some(Lsn(0)), 3));
         assert_eq!(states(&chunk), [(at(3, 8), false)]);
     }
 

@@ -62,10 +62,11 @@ struct Suspicion {
     known: Lsn,
 }
 
-/// A reset was read: the table is that of a checkpoint that starts here or later, as it was before any record.
+/// A reset was read: the table is that of a checkpoint that was made in this epoch or later and starts here or later, as it was
+/// before any record.
 struct Awaited {
     base: Position,
-    history: HistoryId,
+    epoch: Epoch,
 }
 
 impl Replay {
@@ -81,10 +82,10 @@ impl Replay {
     pub(super) fn take_checkpoint(&mut self, checkpoint: Checkpoint) {
         let Checkpoint { header, table, operations, footer } = checkpoint;
         let checkpoint::Header { configuration, start, .. } = header;
-        if let Some(awaited) = &self.awaited
-            && (configuration.history, start.lsn) < (awaited.history, awaited.base.lsn)
+        if let Some(Awaited { base, epoch }) = &self.awaited
+            && (configuration.epoch < *epoch || start.lsn < base.lsn)
         {
-            return; // it is older than the copy
+            return; // it is older than the copy, and what it has may have been lost since
         }
         self.awaited = None;
         (self.table, self.operations) = (table, operations);
@@ -115,7 +116,8 @@ impl Replay {
     fn settle(&mut self, position: Position) {
         let Position { epoch, lsn } = position;
         let before = Lsn(lsn.0 - 1);
-        if self.configuration.as_ref().is_some_and(|c| c.epoch == epoch) {
+        // A newer one is that of the checkpoint: what is missing before this record is older still.
+        if self.configuration.as_ref().is_some_and(|c| c.epoch >= epoch) {
             self.suspicion.take_if(|suspicion| {
                 let same = before <= suspicion.known && self.end.epoch_at(before) == Some(epoch);
                 same || before <= self.applied.lsn
@@ -207,7 +209,7 @@ impl Replay {
     }
 
     fn reset(&mut self, configuration: Configuration, base: Position) {
-        let awaited = Awaited { base, history: configuration.history };
+        let awaited = Awaited { base, epoch: configuration.epoch };
         let (before, stream) = (self.configuration.take(), self.stream);
         *self = Replay {
             configuration: before,

@@ -207,6 +207,7 @@ impl Node {
             }
             LogEntry::Cut { from } => partition.next.records.truncate(from.0 as usize - 1),
             LogEntry::Configuration(configuration) => partition.next.configuration = Some(configuration),
+            LogEntry::Reset { .. } => unreachable!("an install makes its own"),
         }
     }
 
@@ -340,8 +341,8 @@ impl Node {
             if part.configuration.is_some() {
                 self.catalog.adopt(part.partition);
             }
-            if part.reset.is_some() {
-                self.catalog.free(part.partition);
+            if let Some(base) = part.reset {
+                self.catalog.free(part.partition, base);
             }
         }
         for (id, place) in &flushed.places {

@@ -21,7 +21,7 @@ pub(crate) fn register(name: &str, disk: u128) -> Command {
     Command::Register { cluster: None, node }
 }
 
-fn alone() -> Consensus {
+pub(crate) fn alone() -> Consensus {
     Consensus { peers: Vec::new(), heartbeat_ms: 250, election_ms: 1000 }
 }
 

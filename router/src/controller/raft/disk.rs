@@ -36,7 +36,8 @@ use std::{
     sync::Arc,
 };
 
-const NAME: &str = "controller.redb";
+/// The file's name.
+pub(crate) const NAME: &str = "controller.redb";
 const FORMAT: u64 = 1;
 /// The name of what a value holds.
 const CONTENT: &str = "value";

@@ -33,6 +33,17 @@ const LATER: Duration = Duration::from_secs(3);
 /// How long a change of the members may take before it is looked at anew.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Why not all is as it should be.
+#[derive(Debug, thiserror::Error)]
+enum NotYet {
+    /// It will be.
+    #[error("{0}")]
+    Waiting(String),
+    /// It may need a person.
+    #[error("{0}")]
+    Wrong(String),
+}
+
 /// What the keeper works with.
 pub(crate) struct Keeper {
     pub(crate) raft: Raft,
@@ -59,9 +70,13 @@ impl Keeper {
             led = leads;
             let pause = match self.step().await {
                 Ok(()) => LATER,
-                Err(why) => {
+                Err(not_yet) => {
+                    let why = not_yet.to_string();
                     if why != told {
-                        tracing::info!("controllers: {why}");
+                        match not_yet {
+                            NotYet::Waiting(_) => tracing::info!("controllers: {why}"),
+                            NotYet::Wrong(_) => tracing::warn!("controllers: {why}"),
+                        }
                         told = why;
                     }
                     SOON
@@ -82,35 +97,40 @@ impl Keeper {
     ///
     /// # Errors
     /// When not all is as it should be; what it waits for.
-    async fn step(&mut self) -> Result<(), String> {
+    async fn step(&mut self) -> Result<(), NotYet> {
         let answers = self.peers.survey().await;
-        if !self.raft.is_initialized().await.map_err(|e| e.to_string())? {
+        if !self.raft.is_initialized().await.map_err(wrong)? {
             return self.begin_consensus(answers).await;
         }
         if !self.leads() {
-            return if made(&self.clusters.borrow()).is_some() { Ok(()) } else { Err("waiting for a leader".into()) };
+            return if made(&self.clusters.borrow()).is_some() {
+                Ok(())
+            } else {
+                Err(NotYet::Waiting("waiting for a leader".to_owned()))
+            };
         }
         if made(&self.clusters.borrow()).is_none() {
-            let begun = self.raft.client_write(Entry::Begin(self.first.clone())).await;
-            begun.map_err(|e| format!("the cluster could not be begun: {e}"))?;
+            let begun = timeout(CHANGE_TIMEOUT, self.raft.client_write(Entry::Begin(self.first.clone()))).await;
+            begun.map_err(wrong)?.map_err(wrong)?;
             tracing::info!(cluster = %self.clusters.borrow().map.cluster, "the controllers keep this cluster from now on");
         }
         if self.peers.addresses.is_empty() { Ok(()) } else { self.adjust_members(answers).await }
     }
 
-    async fn begin_consensus(&self, answers: Vec<Result<Identity, PeerError>>) -> Result<(), String> {
+    async fn begin_consensus(&self, answers: Vec<Result<Identity, PeerError>>) -> Result<(), NotYet> {
         let all = self.all(answers)?;
         if let Some((address, _)) = all.iter().find(|(_, who)| who.has_data) {
-            return Err(format!("waiting to be taken in by the controller at {address}, which has the cluster"));
+            let why = format!("waiting to be taken in by the controller at {address}, which has the cluster");
+            return Err(NotYet::Waiting(why));
         }
         let ids: BTreeMap<u64, ()> = all.iter().map(|(_, who)| (who.id, ())).collect();
         if ids.keys().next() != Some(&self.id) {
-            return Err("waiting for another one to begin".to_owned());
+            return Err(NotYet::Waiting("waiting for another one to begin".to_owned()));
         }
-        self.raft.initialize(ids).await.map_err(|e| format!("it could not begin: {e}"))
+        self.raft.initialize(ids).await.map_err(wrong)
     }
 
-    async fn adjust_members(&self, answers: Vec<Result<Identity, PeerError>>) -> Result<(), String> {
+    async fn adjust_members(&self, answers: Vec<Result<Identity, PeerError>>) -> Result<(), NotYet> {
         let all = self.all(answers)?;
         let wanted: BTreeSet<u64> = all.iter().map(|(_, who)| who.id).collect();
         let members = self.raft.metrics().borrow().membership_config.membership().clone();
@@ -119,16 +139,16 @@ impl Keeper {
             return Ok(());
         }
         if !wanted.contains(&self.id) {
-            return Err("--controller-peers does not list this controller itself".to_owned());
+            return Err(wrong("--controller-peers does not list this controller itself"));
         }
         let ours = made(&self.clusters.borrow());
         for (address, who) in &all {
             let known = members.get_node(&who.id).is_some();
             if !known && (who.has_data || who.cluster.is_some_and(|theirs| Some(theirs) != ours)) {
-                return Err(format!(
+                return Err(wrong(format!(
                     "the controller at {address} has data of its own and cannot be taken in: move its --data-dir away, or \
                      take it off --controller-peers"
-                ));
+                )));
             }
         }
         let change = async {
@@ -142,8 +162,8 @@ impl Keeper {
                 tracing::info!(voters = wanted.len(), "the controllers are those of --controller-peers now");
                 Ok(())
             }
-            Ok(Err(error)) => Err(format!("the controllers could not become those of --controller-peers: {error}")),
-            Err(_) => Err("the controllers did not become those of --controller-peers in time; trying on".to_owned()),
+            Ok(Err(error)) => Err(wrong(format!("they could not become those of --controller-peers: {error}"))),
+            Err(_) => Err(wrong("they did not become those of --controller-peers in time; trying on")),
         }
     }
 
@@ -151,25 +171,30 @@ impl Keeper {
     ///
     /// # Errors
     /// When one has not answered, or was told another list.
-    fn all(&self, answers: Vec<Result<Identity, PeerError>>) -> Result<Vec<(&str, Identity)>, String> {
+    fn all(&self, answers: Vec<Result<Identity, PeerError>>) -> Result<Vec<(&str, Identity)>, NotYet> {
         let addresses = &self.peers.addresses;
         let mut all = Vec::with_capacity(addresses.len());
         for (address, answer) in addresses.iter().zip(answers) {
-            let who = answer.map_err(|e| format!("the controller at {address} does not answer: {e}"))?;
+            let who =
+                answer.map_err(|e| NotYet::Waiting(format!("the controller at {address} does not answer: {e}")))?;
             let mut ours = addresses.clone();
             ours.sort_unstable();
             if who.peers != ours {
-                return Err(format!(
+                return Err(wrong(format!(
                     "the controller at {address} was started with other --controller-peers ({}): give all the same",
                     who.peers.join(",")
-                ));
+                )));
             }
             all.push((address.as_str(), who));
         }
         let ids: BTreeSet<u64> = all.iter().map(|(_, who)| who.id).collect();
         if ids.len() < all.len() {
-            return Err("--controller-peers lists a controller twice".to_owned());
+            return Err(wrong("--controller-peers lists a controller twice"));
         }
         Ok(all)
     }
+}
+
+fn wrong(why: impl std::fmt::Display) -> NotYet {
+    NotYet::Wrong(why.to_string())
 }

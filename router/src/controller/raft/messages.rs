@@ -12,9 +12,13 @@ use openraft::{
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Longest message, in bytes: a snapshot of the largest cluster, or the longest proposals of a node, fit.
 pub(crate) const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// How long an entry may take; whoever passed it on waits no longer.
+const CARRY_OUT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Terms and indexes beyond this are nonsense; openraft adds to them.
 const HIGHEST: u64 = 1 << 62;
 
@@ -153,11 +157,12 @@ pub(crate) async fn answer(raft: &Raft, identity: impl Future<Output = Identity>
                 Err(fatal) => failed(&fatal),
             }
         }
-        Request::CarryOut(entry) => match raft.client_write(entry).await {
-            Ok(written) => Response::CarriedOut { index: written.log_id.index, outcome: written.data },
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Response::NotLeader,
-            Err(RaftError::APIError(error)) => Response::Failed(error.to_string()),
-            Err(RaftError::Fatal(fatal)) => failed(&fatal),
+        Request::CarryOut(entry) => match timeout(CARRY_OUT_TIMEOUT, raft.client_write(entry)).await {
+            Err(late) => Response::Failed(late.to_string()),
+            Ok(Ok(written)) => Response::CarriedOut { index: written.log_id.index, outcome: written.data },
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Response::NotLeader,
+            Ok(Err(RaftError::APIError(error))) => Response::Failed(error.to_string()),
+            Ok(Err(RaftError::Fatal(fatal))) => failed(&fatal),
         },
     }
 }

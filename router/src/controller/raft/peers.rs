@@ -22,13 +22,17 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::timeout,
 };
 
 /// How long a controller may take to welcome another one, and to say who it is.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Most entries that are passed on at a time: the connections that they take are those of few controllers, which need
+/// some for their consensus.
+const MAX_PASSING: usize = 8;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +63,9 @@ pub(crate) struct Peers {
     pub(crate) addresses: Vec<String>,
     /// Where each was found last.
     known: Mutex<HashMap<u64, String>>,
-    /// Connections that wait for the next entry to be passed on.
+    /// Places for entries that are passed on at a time.
+    passing: Semaphore,
+    /// Connections that wait for the next one; as many as there are places, and to one controller.
     idle: Mutex<Vec<Peer>>,
     clusters: watch::Receiver<Arc<Cluster>>,
 }
@@ -70,7 +76,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Peers {
     pub(crate) fn new(addresses: Vec<String>, clusters: watch::Receiver<Arc<Cluster>>) -> Self {
-        Peers { addresses, known: Mutex::default(), idle: Mutex::default(), clusters }
+        Peers {
+            addresses,
+            known: Mutex::default(),
+            passing: Semaphore::new(MAX_PASSING),
+            idle: Mutex::default(),
+            clusters,
+        }
     }
 
     /// Where a controller was found last.
@@ -124,9 +136,12 @@ impl Peers {
 
     /// Asks this controller on a connection of those that wait, or a new one.
     pub(crate) async fn ask(&self, id: u64, request: &Request) -> Result<Response, PeerError> {
+        let _place = self.passing.acquire().await.map_err(|e| PeerError::Unexpected(e.to_string()))?;
         let waiting = {
             let mut idle = locked(&self.idle);
-            idle.iter().position(|peer| peer.id == id).map(|at| idle.swap_remove(at))
+            // Those to who led before are of no more use.
+            idle.retain(|peer| peer.id == id);
+            idle.pop()
         };
         // One that waited may have been closed meanwhile. What is asked may be asked again.
         if let Some(mut peer) = waiting

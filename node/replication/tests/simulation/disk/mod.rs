@@ -1,16 +1,21 @@
 //! What a node of the simulation keeps: the real log and the real checkpoints over files in memory, used as `kv-node` uses
 //! them. Beside them stands what they should hold, as plain lists, to which everything that is read back is compared.
 
+pub(crate) mod expected;
+mod harm;
+pub(crate) mod incoming;
+pub(crate) mod media;
+mod upkeep;
+
 use crate::{
     checks::{Verdict, ensure},
-    media::{Fate, Files, Media, Shared},
     random::Random,
-    upkeep::Upkeep,
-    writes,
 };
+use expected::Log;
+use incoming::Incoming;
 use kv_proto::{
     cluster_map::Configuration,
-    ids::{ClusterId, Epoch, Lsn, Member, PartitionId},
+    ids::{ClusterId, Lsn, Member, OperationId, PartitionId},
     replication::{Position, Record},
 };
 use kv_replication::replica::{LogEntry, Restored};
@@ -18,20 +23,21 @@ use kv_storage::{
     checkpoint,
     kept::Kept,
     log::{
-        SegmentId, StreamId,
+        StreamId,
         catalog::Catalog,
-        format::{self, BLOCK_BYTES, Content, Found, Identity},
+        format::{self, BLOCK_BYTES, Content, Identity},
         gather::{Chunk, Gather},
         index::Place,
         writer::{Flushed, StreamOptions, WriteError, Writer},
     },
-    operations::Operations,
+    operations::{Done, Known, Operations},
     recovery::{self, Recovery, Scanned},
     table::Table,
 };
+use media::{Fate, Files, Media, Shared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use upkeep::Upkeep;
 
-pub(crate) const PARTITION: PartitionId = PartitionId(3);
 pub(crate) const CLUSTER: ClusterId = ClusterId(5);
 /// Bytes of entries in one batch: it fits into a segment behind its header and its states.
 const MAX_BATCH_BYTES: usize = 3 * BLOCK_BYTES;
@@ -65,73 +71,6 @@ impl Default for DiskRules {
     }
 }
 
-/// A log as a list.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Log {
-    pub(crate) records: Vec<Record>,
-    pub(crate) configuration: Option<Configuration>,
-}
-
-impl Log {
-    fn bring(&mut self, entry: &LogEntry) {
-        match entry {
-            LogEntry::Record(record) => {
-                self.records.truncate(record.position.lsn.0 as usize - 1);
-                assert_eq!(self.records.len() as u64 + 1, record.position.lsn.0, "a gap in the log");
-                self.records.push(record.clone());
-            }
-            LogEntry::Cut { from } => self.records.truncate(from.0 as usize - 1),
-            LogEntry::Configuration(configuration) => self.configuration = Some(configuration.clone()),
-        }
-    }
-
-    /// Brings the entries of a batch, and says what takes them back.
-    fn bring_batch(&mut self, entries: &[LogEntry]) -> Undo {
-        let below = |entry: &LogEntry| match entry {
-            LogEntry::Record(record) => record.position.lsn.0 as usize - 1,
-            LogEntry::Cut { from } => from.0 as usize - 1,
-            LogEntry::Configuration(_) => usize::MAX,
-        };
-        let keeps = entries.iter().map(below).fold(self.records.len(), usize::min);
-        let undo = Undo { keeps, voided: self.records[keeps..].to_vec(), configuration: self.configuration.clone() };
-        entries.iter().for_each(|entry| self.bring(entry));
-        undo
-    }
-
-    fn take_back(&mut self, undo: Undo) {
-        self.records.truncate(undo.keeps);
-        self.records.extend(undo.voided);
-        self.configuration = undo.configuration;
-    }
-
-    pub(crate) fn last(&self) -> Position {
-        self.records.last().map(|r| r.position).unwrap_or_default()
-    }
-
-    /// Whether this is what was read back.
-    fn check(&self, found: &Restored, published: &Option<Configuration>) -> Verdict {
-        let applied = found.applied.lsn.0 as usize;
-        let here = self.records.get(..applied).map(|r| r.last().map(|r| r.position).unwrap_or_default());
-        let same = here == Some(found.applied) && self.records[applied..] == found.tail[..];
-        ensure(same, || {
-            let end = found.last();
-            format!("applied {}, then {} to {end}; it was {}", found.applied, found.tail.len(), self.last())
-        })?;
-        let epoch = |c: &Option<Configuration>| c.as_ref().map(|c| c.epoch);
-        let was = if epoch(published) > epoch(&self.configuration) { published } else { &self.configuration };
-        let found = &found.configuration;
-        ensure(found == was, || format!("epoch {:?}; it was {:?}", epoch(found), epoch(was)))
-    }
-}
-
-/// What takes a batch back.
-#[derive(Debug)]
-struct Undo {
-    keeps: usize,
-    voided: Vec<Record>,
-    configuration: Option<Configuration>,
-}
-
 /// What was done to the files while nobody used them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Harm {
@@ -144,23 +83,25 @@ pub(crate) enum Harm {
 
 /// A process that uses the files.
 pub(crate) struct Process {
-    pub(crate) gather: Gather,
+    gather: Gather,
     writer: Writer<Media>,
     /// What is handed over, with the entries of the replica in it, and such entries that are not.
     chunks: VecDeque<(Chunk, Vec<LogEntry>)>,
     gathered: Vec<LogEntry>,
-    pub(crate) kept: Kept,
+    kept: Kept,
     /// Entries that the replica appended, and those that it was told of, where [`Kept`] is not asked.
     appended: u64,
     told: u64,
-    pub(crate) catalog: Catalog,
+    catalog: Catalog,
     pub(crate) table: Table,
     pub(crate) operations: Operations,
     pub(crate) applied: Position,
+    /// A copy of another replica's table that is not on disk yet.
+    incoming: Option<Incoming>,
     /// Chunks that were handed over, and those that are on disk.
-    pub(crate) sent: u64,
-    pub(crate) flushed: u64,
-    pub(crate) upkeep: Upkeep,
+    sent: u64,
+    flushed: u64,
+    upkeep: Upkeep,
 }
 
 impl Process {
@@ -168,22 +109,35 @@ impl Process {
     pub(crate) fn digest(&self) -> u64 {
         self.table.digest().wrapping_add(self.operations.digest().rotate_left(1))
     }
+
+    /// Where the write with this operation id stands, if there is one: committed, or pending in this log.
+    pub(crate) fn recall(&self, pending: &[Record], id: &OperationId) -> Option<Lsn> {
+        let same = |record: &&Record| record.operation_id.is_some_and(|there| there == *id);
+        match (pending.iter().find(same), self.operations.find(id)) {
+            (Some(record), _) => Some(record.position.lsn),
+            (None, Known::Done(Done::Written(lsn))) => Some(lsn),
+            (None, Known::New) => None,
+            (None, other) => panic!("no write of the simulation: {other:?}"),
+        }
+    }
 }
 
+/// The log of a partition on a node, and its checkpoints.
 pub(crate) struct Disk {
-    pub(crate) identity: Identity,
-    pub(crate) rules: DiskRules,
-    pub(crate) files: Shared,
+    partition: PartitionId,
+    identity: Identity,
+    rules: DiskRules,
+    files: Shared,
     segment_bytes: u64,
     generation: u64,
     pub(crate) process: Option<Process>,
     /// With everything that was appended, and with what is synced.
-    live: Log,
-    durable: Log,
-    /// What takes back the last batch that is synced.
-    last: Option<Undo>,
+    pub(crate) live: Log,
+    pub(crate) durable: Log,
+    /// What was synced before the last batch.
+    before: Option<Log>,
     /// The configuration that the checkpoint says; the log may not have it yet.
-    pub(crate) published: Option<Configuration>,
+    published: Option<Configuration>,
     /// The batch that the last process wrote and did not sync.
     in_flight: Vec<LogEntry>,
     harm: Harm,
@@ -191,22 +145,17 @@ pub(crate) struct Disk {
     uncut: Option<Log>,
     /// It said that it cannot be read.
     pub(crate) faulty: bool,
-}
-
-/// An intact batch of a log.
-struct Batch {
-    segment: SegmentId,
-    place: std::ops::Range<usize>,
-    entries: u32,
-    has_state: bool,
-    only_copies: bool,
+    /// The table is that of a copy that is not on disk, so that nothing here can be used.
+    pub(crate) void: bool,
+    /// The last process was stopped in order.
+    clean: bool,
 }
 
 impl Disk {
-    pub(crate) fn new(member: Member, rules: DiskRules, segment_blocks: usize) -> Self {
-        let mut files = Files::default();
-        files.lies = !rules.sync_first;
+    pub(crate) fn new(partition: PartitionId, member: Member, rules: DiskRules, segment_blocks: usize) -> Self {
+        let files = Files { lies: !rules.sync_first, ..Files::default() };
         Disk {
+            partition,
             identity: Identity { node: member.node, disk: member.disk },
             rules,
             files: Shared::new(files.into()),
@@ -215,46 +164,29 @@ impl Disk {
             process: None,
             live: Log::default(),
             durable: Log::default(),
-            last: None,
+            before: None,
             published: None,
             in_flight: Vec::new(),
             harm: Harm::None,
             uncut: None,
             faulty: false,
+            void: false,
+            clean: false,
         }
     }
 
     /// An empty disk in its place.
     pub(crate) fn replacement(&self, member: Member) -> Self {
-        Disk::new(member, self.rules, self.segment_bytes as usize / BLOCK_BYTES)
+        Disk::new(self.partition, member, self.rules, self.segment_bytes as usize / BLOCK_BYTES)
     }
 
-    /// The log with all that was appended.
-    pub(crate) fn live(&self) -> &[Record] {
-        &self.live.records
+    /// Whether what is on it can be used, and nothing was done to it that may show later.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.harm == Harm::None && !self.faulty && !self.void
     }
 
-    /// The log as it is after the worst crash.
-    pub(crate) fn durable(&self) -> &[Record] {
-        &self.durable.records
-    }
-
-    /// The newest epoch that no crash loses.
-    pub(crate) fn epoch(&self) -> Epoch {
-        self.durable.configuration.as_ref().map(|c| c.epoch).unwrap_or_default()
-    }
-
-    /// Whether nothing was done to it that may show later.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.harm == Harm::None
-    }
-
-    pub(crate) fn configuration(&self) -> Option<&Configuration> {
-        self.durable.configuration.as_ref()
-    }
-
-    /// A process starts: what it finds.
-    pub(crate) fn open(&mut self) -> Result<Restored, String> {
+    /// A process starts: what it finds. The error of the inner kind says that it does not, and needs another disk.
+    pub(crate) fn open(&mut self) -> Result<Result<Restored, String>, String> {
         if self.rules.sync_at_start {
             self.files.borrow_mut().sync_all();
         }
@@ -262,16 +194,17 @@ impl Disk {
         let stream = StreamId { generation: self.generation, executor: (self.generation % 2) as u16 };
         let found = self.read_back();
         self.compare(&found)?;
-        let (found, scanned) = found.unwrap_or_else(|why| {
-            let restored = Restored { fault: Some(why), ..Restored::default() };
-            (recovery::Partition { restored, ..recovery::Partition::default() }, Vec::new())
-        });
-        let recovery::Partition { table, operations, restored, released, index } = found;
+        let (found, scanned) = match found {
+            Ok(found) => found,
+            Err(why) => return Ok(Err(why)),
+        };
+        let recovery::Partition { table, operations, mut restored, released, index } = found;
+        restored.incomplete = !std::mem::take(&mut self.clean) && restored.configuration.is_some();
         let last = restored.last();
         let mut catalog = Catalog::default();
-        catalog.release(PARTITION, released.lsn);
+        catalog.release(self.partition, released.lsn);
         if restored.fault.is_some() {
-            catalog.hold(PARTITION);
+            catalog.hold(self.partition);
         }
         for scanned in scanned {
             catalog.seal(scanned.sealed, self.segment_bytes, scanned.states);
@@ -282,7 +215,7 @@ impl Disk {
         writer.open().map_err(|error| format!("a new generation: {error}"))?;
         catalog.open(writer.segment().expect("the first"), segment_bytes);
         let mut gather = Gather::default();
-        gather.adopt(PARTITION, &restored);
+        gather.adopt(self.partition, &restored);
         self.process = Some(Process {
             gather,
             writer,
@@ -295,31 +228,37 @@ impl Disk {
             table,
             operations,
             applied: restored.applied,
+            incoming: None,
             sent: 0,
             flushed: 0,
             upkeep: Upkeep::default(),
         });
-        Ok(restored)
+        Ok(Ok(restored))
     }
 
     /// Reads the files back, as a node does at its start.
     fn read_back(&self) -> Result<(recovery::Partition, Vec<Scanned>), String> {
         let files = self.files.borrow();
         let mut recovery = Recovery::new(self.identity);
-        if let Some((start, bytes)) = files.checkpoints.last_key_value() {
+        let take_checkpoint = |recovery: &mut Recovery| {
+            let Some((start, bytes)) = files.checkpoints.last_key_value() else { return };
             match checkpoint::read(&mut &bytes[..], &self.identity) {
                 Ok(checkpoint) => recovery.take_checkpoint(checkpoint),
                 Err(error) => {
-                    recovery.refuse_checkpoint(PARTITION, format!("its checkpoint from {start}: {error}"));
+                    recovery.refuse_checkpoint(self.partition, format!("its checkpoint from {start}: {error}"));
                 }
             }
-        }
+        };
+        take_checkpoint(&mut recovery);
         let mut scanned = Vec::new();
         for (id, bytes) in &files.segments {
             scanned.push(recovery.take_segment(*id, bytes).map_err(|error| format!("{id}: {error}"))?);
+            if !recovery.awaiting_copies().is_empty() {
+                take_checkpoint(&mut recovery);
+            }
         }
         let mut recovered = recovery.finish();
-        let mut partition = recovered.partitions.remove(&PARTITION).unwrap_or_default();
+        let mut partition = recovered.partitions.remove(&self.partition).unwrap_or_default();
         if partition.restored.configuration.is_none() && partition.restored.fault.is_none() {
             partition.restored.fault = recovered.damage.pop();
         }
@@ -336,25 +275,29 @@ impl Disk {
                 return ensure(self.harm == Harm::Damage, || format!("{node} does not start any more: {why}"));
             }
         };
+        let in_flight = std::mem::take(&mut self.in_flight);
         if let Some(fault) = &restored.fault {
             self.faulty = true;
-            if self.harm == Harm::None {
+            let harmed = self.harm != Harm::None || self.void;
+            if !harmed {
                 self.show("what is taken for damaged");
             }
-            return ensure(self.harm != Harm::None, || format!("{node} is taken for damaged, and is not: {fault}"));
+            self.durable = Log { configuration: restored.configuration.clone(), ..Log::default() };
+            self.live = self.durable.clone();
+            return ensure(harmed, || format!("{node} is taken for damaged, and is not: {fault}"));
         }
-        let in_flight = std::mem::take(&mut self.in_flight);
-        if let Some(mut uncut) = self.uncut.take_if(|_| restored.tail.is_empty()) {
+        if let Some(uncut) = self.uncut.take_if(|_| restored.tail.is_empty()) {
             // The checkpoint has more of it than the log.
-            let start = self.files.borrow().checkpoints.last_key_value().map_or(0, |(start, _)| start.0 as usize);
-            uncut.records.truncate(start);
-            if start > self.durable.records.len() && uncut.check(restored, &self.published).is_ok() {
+            let start = self.files.borrow().checkpoints.last_key_value().map_or(Lsn(0), |(start, _)| *start);
+            let uncut = uncut.up_to(start);
+            if start > self.durable.last().lsn && uncut.check(restored, &self.published).is_ok() {
                 self.durable = uncut;
             }
         }
         let without = self.durable.check(restored, &self.published);
         if let Err(without) = without {
-            self.last = Some(self.durable.bring_batch(&in_flight));
+            self.before = Some(self.durable.clone());
+            in_flight.iter().for_each(|entry| self.durable.bring(entry));
             self.durable.check(restored, &self.published).map_err(|with| {
                 self.show("what it came back with");
                 format!("{node} came back ({:?}) with {with}; or without its last batch: {without}", self.harm)
@@ -362,6 +305,8 @@ impl Disk {
         }
         self.durable.configuration.clone_from(&restored.configuration);
         self.live = self.durable.clone();
+        // No reset is on disk, and no checkpoint was needed.
+        self.void = false;
         if self.harm == Harm::Cut {
             self.harm = Harm::None; // It stays as it was read now.
         }
@@ -371,9 +316,12 @@ impl Disk {
     pub(crate) fn append(&mut self, entry: LogEntry, committed: Lsn) {
         let process = self.process.as_mut().expect("who appends has opened the log");
         self.live.bring(&entry);
+        if let LogEntry::Reset { base, .. } = &entry {
+            process.applied = *base;
+        }
         process.kept.handle_append(&entry);
         process.appended += 1;
-        process.gather.append(PARTITION, &entry, committed);
+        process.gather.append(self.partition, &entry, committed);
         process.gathered.push(entry);
     }
 
@@ -413,7 +361,8 @@ impl Disk {
         self.files.borrow_mut().fate = Fate::Well;
         match written {
             Ok(flushed) => {
-                self.last = Some(self.durable.bring_batch(&entries.concat()));
+                self.before = Some(self.durable.clone());
+                entries.iter().flatten().for_each(|entry| self.durable.bring(entry));
                 self.handle_flushed(&flushed);
                 true
             }
@@ -428,13 +377,6 @@ impl Disk {
         }
     }
 
-    /// Writes everything.
-    pub(crate) fn write_all(&mut self) {
-        while self.unsynced() > 0 {
-            assert!(self.write(usize::MAX, Fate::Well), "nothing was to fail");
-        }
-    }
-
     fn handle_flushed(&mut self, flushed: &Flushed) {
         let process = self.process.as_mut().expect("it is running");
         process.flushed += flushed.chunks;
@@ -444,8 +386,15 @@ impl Disk {
         }
         for part in &flushed.parts {
             process.kept.handle_flushed(part);
+            if part.reset.is_some() {
+                // What was there before can be neither harmed nor needed any more.
+                (self.faulty, self.harm) = (false, Harm::None);
+                self.files.borrow_mut().checkpoints.clear();
+                process.catalog.free(self.partition);
+                process.kept.release(self.durable.base, 0);
+            }
             if part.configuration.is_some() && !std::mem::replace(&mut process.kept.adopted, true) {
-                process.catalog.adopt(PARTITION);
+                process.catalog.adopt(self.partition);
             }
         }
         for (_, place) in &flushed.places {
@@ -464,6 +413,16 @@ impl Disk {
             return (std::mem::replace(&mut process.told, all) < all).then_some(all);
         }
         told
+    }
+
+    /// The process ends in order, with everything on disk.
+    pub(crate) fn stop(&mut self) {
+        while self.unsynced() > 0 {
+            if !self.write(usize::MAX, Fate::Well) {
+                return;
+            }
+        }
+        self.clean = self.process.take().is_some();
     }
 
     /// The process ends; and if the power is lost, so is any part of what was not synced.
@@ -485,7 +444,7 @@ impl Disk {
         kept.following(after, records)
     }
 
-    pub(crate) fn read_places(&self, places: &[Place]) -> BTreeMap<Lsn, Record> {
+    fn read_places(&self, places: &[Place]) -> BTreeMap<Lsn, Record> {
         let files = self.files.borrow();
         let mut records = BTreeMap::new();
         for place in places {
@@ -503,118 +462,5 @@ impl Disk {
             }
         }
         records
-    }
-
-    pub(crate) fn apply(&mut self, record: &Record) -> u64 {
-        let process = self.process.as_mut().expect("it is running");
-        writes::apply(&mut process.table, &mut process.operations, record);
-        process.applied = record.position;
-        process.digest()
-    }
-
-    /// Prints what the files have, if somebody wants to look at it.
-    fn show(&self, why: &str) {
-        if std::env::var_os("KV_SIM_DUMP").is_none() {
-            return;
-        }
-        let mut out = String::new();
-        for start in self.files.borrow().checkpoints.keys() {
-            out += &format!("{}: checkpoint from {start}\n", self.identity.node);
-        }
-        for batch in self.batches() {
-            let (files, at) = (self.files.borrow(), batch.place.start);
-            let bytes = &files.segments[&batch.segment][at..];
-            let found = format::read_batch(bytes, &self.identity, batch.segment, at as u64).expect("an intact batch");
-            let mut body = &*found.body;
-            out += &format!("{} at {}\n", batch.segment, batch.place.start);
-            while !body.is_empty() {
-                let entry = format::read_entry(&mut body).expect("an entry");
-                let what = match entry.content {
-                    Content::Record { record, copy, .. } => format!("record {} copy {copy}", record.position),
-                    Content::State { configuration, last, faulty } => {
-                        format!("state epoch {} last {last} faulty {faulty}", configuration.epoch)
-                    }
-                    other => format!("{other:?}"),
-                };
-                out += &format!("    committed {}: {what}\n", entry.committed);
-            }
-        }
-        println!("{out}{why}\n");
-    }
-
-    /// All batches that are intact, in their order.
-    fn batches(&self) -> Vec<Batch> {
-        let (files, mut batches) = (self.files.borrow(), Vec::new());
-        for (id, bytes) in &files.segments {
-            let mut offset = BLOCK_BYTES;
-            while offset < bytes.len() {
-                let (found, length) = format::find_batch(&bytes[offset..], &self.identity, *id, offset as u64);
-                let at = offset;
-                offset += length as usize;
-                let Found::Batch(batch) = found else { continue };
-                let (mut body, mut has_state, mut only_copies) = (&*batch.body, false, true);
-                while !body.is_empty() {
-                    let entry = format::read_entry(&mut body).expect("an entry");
-                    has_state |= matches!(entry.content, Content::State { .. });
-                    only_copies &= matches!(entry.content, Content::Record { copy: true, .. });
-                }
-                let place = at..at + format::BATCH_HEADER_BYTES + batch.body.len();
-                batches.push(Batch { segment: *id, place, entries: batch.entries, has_state, only_copies });
-            }
-        }
-        batches
-    }
-
-    /// Turns a bit around, while no process uses the files; what that may be taken for.
-    ///
-    /// The last batch is left alone if it has a configuration: without it the log looks as if the replica had never been in
-    /// that epoch, and nothing here can tell.
-    pub(crate) fn damage(&mut self, random: &mut Random) -> Result<Harm, String> {
-        assert!(self.process.is_none() && self.harm == Harm::None && !self.faulty, "it is down, and not harmed yet");
-        self.files.borrow_mut().sync_all(); // The kernel has had the time for it.
-        let found = self.read_back();
-        self.compare(&found)?;
-        if random.one_in(12)
-            && let Some(mut checkpoint) = self.files.borrow_mut().checkpoints.last_entry()
-        {
-            let at = random.below(checkpoint.get().len() as u64) as usize;
-            checkpoint.get_mut()[at] ^= 1 << random.below(8);
-            self.harm = Harm::Damage;
-            return Ok(self.harm);
-        }
-        let batches = self.batches();
-        let segments: Vec<_> = self.files.borrow().segments.keys().copied().collect();
-        if batches.is_empty() {
-            return Ok(Harm::None);
-        }
-        let segment = segments[random.below(segments.len() as u64) as usize];
-        let (segment, at) = match random.below(8) {
-            0 => (segment, random.below(BLOCK_BYTES as u64) as usize),
-            1 => (segment, random.below(self.segment_bytes) as usize),
-            what => {
-                let last = [1, 3, batches.len()][what as usize % 3].min(batches.len());
-                let batch = &batches[batches.len() - 1 - random.below(last as u64) as usize];
-                let bytes = (batch.place.end - batch.place.start) as u64;
-                (batch.segment, batch.place.start + random.below(bytes) as usize)
-            }
-        };
-        let hit = batches.iter().position(|b| b.segment == segment && b.place.contains(&at));
-        self.harm = match hit {
-            None if at < BLOCK_BYTES => Harm::Damage,
-            None => Harm::None,
-            Some(hit) if batches[hit..].iter().all(|b| b.entries == 0) => Harm::Damage,
-            // The log says elsewhere which records there are.
-            Some(hit) if batches[hit].only_copies => Harm::Damage,
-            Some(hit) if batches[hit + 1..].iter().all(|b| b.entries == 0) => {
-                let Some(undo) = self.last.take_if(|_| !batches[hit].has_state) else { return Ok(Harm::None) };
-                self.uncut = Some(self.durable.clone());
-                self.durable.take_back(undo);
-                Harm::Cut
-            }
-            Some(_) => Harm::Damage,
-        };
-        self.show(&format!("a bit of byte {at} of {segment} is turned around: {:?}", self.harm));
-        self.files.borrow_mut().segments.get_mut(&segment).expect("it is there")[at] ^= 1 << random.below(8);
-        Ok(self.harm)
     }
 }

@@ -1,10 +1,8 @@
 //! Keeps the log of a simulated node short, as `kv-node` does: checkpoints are written while the table changes, a few records
 //! are copied forward, and segments that nobody needs are let go and used again.
 
-use crate::{
-    disk::{CLUSTER, Disk, PARTITION},
-    random::Random,
-};
+use super::{CLUSTER, Disk};
+use crate::random::Random;
 use kv_proto::{cluster_map::Configuration, ids::Lsn, replication::Position};
 use kv_replication::replica::Replica;
 use kv_storage::{
@@ -21,12 +19,24 @@ const MAX_COPIED_BYTES: usize = 6 * 1024;
 
 /// What is under way.
 #[derive(Default)]
-pub(crate) struct Upkeep {
+pub(super) struct Upkeep {
     checkpoint: Option<Making>,
     copy: Option<Copy>,
+    done: Done,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
     pub(crate) checkpoints: u64,
     pub(crate) copies: u64,
     pub(crate) gone: u64,
+}
+
+impl Upkeep {
+    pub(super) fn give_up_checkpoint(&mut self) {
+        self.checkpoint = None;
+    }
 }
 
 /// A checkpoint that is not published.
@@ -48,13 +58,25 @@ struct Copy {
 }
 
 impl Disk {
-    /// Does the next thing that keeps the log short, if there is one; a checkpoint is begun only if the log may lose what it has.
-    pub(crate) fn keep_short(&mut self, replica: &Replica, may_release: bool, random: &mut Random) {
+    /// What was done since this was asked last.
+    pub(crate) fn take_done(&mut self) -> Done {
+        self.process.as_mut().map(|p| std::mem::take(&mut p.upkeep.done)).unwrap_or_default()
+    }
+
+    /// Does the next thing that keeps the log short, or brings a copy to disk, if there is one. Records behind `needed_after` stay
+    /// in the log for others.
+    pub(crate) fn keep_short(&mut self, replica: &Replica, needed_after: Option<Lsn>, random: &mut Random) {
         let Some(process) = &mut self.process else { return };
         if process.upkeep.checkpoint.is_some() {
-            return self.go_on_with_checkpoint();
+            return self.go_on_with_checkpoint(needed_after);
         }
-        if !process.kept.adopted || process.upkeep.copy.is_some() {
+        if let Some(incoming) = &process.incoming {
+            if incoming.is_whole() {
+                self.begin_checkpoint(replica.configuration());
+            }
+            return;
+        }
+        if !process.kept.adopted || process.upkeep.copy.is_some() || self.faulty {
             return;
         }
         let overdue = self.files.borrow().segments.len() > MAX_SEGMENTS;
@@ -62,21 +84,20 @@ impl Disk {
             return;
         }
         let oldest = process.catalog.oldest();
-        let needed = oldest.and_then(|(age, needed)| Some((age, needed.iter().find(|(id, _)| *id == PARTITION)?.1)));
+        let needed =
+            oldest.and_then(|(age, needed)| Some((age, needed.iter().find(|(id, _)| *id == self.partition)?.1)));
         if let Some((age, upto)) = needed
             && random.one_in(2)
             && self.copy_forward(age, upto, replica.committed())
         {
             return;
         }
-        if may_release {
-            self.begin_checkpoint(replica.configuration());
-        }
+        self.begin_checkpoint(replica.configuration());
     }
 
     fn begin_checkpoint(&mut self, configuration: &Configuration) {
         let process = self.process.as_mut().expect("it is running");
-        let (partition, start) = (PARTITION, process.applied);
+        let (partition, start) = (self.partition, process.applied);
         let header = Header { cluster: CLUSTER, partition, configuration: configuration.clone(), start };
         let (encoder, bytes) = Encoder::new(self.identity, &header);
         let (configuration, encoder, walk, end) = (header.configuration, Some(encoder), Walk::new(), start.lsn);
@@ -85,7 +106,7 @@ impl Disk {
         process.upkeep.checkpoint = Some(making);
     }
 
-    fn go_on_with_checkpoint(&mut self) {
+    fn go_on_with_checkpoint(&mut self, needed_after: Option<Lsn>) {
         let process = self.process.as_mut().expect("it is running");
         let Some(making) = &mut process.upkeep.checkpoint else { return };
         if let Some(mut encoder) = making.encoder.take() {
@@ -104,19 +125,25 @@ impl Disk {
             }
             return;
         }
-        if process.kept.last_on_disk < making.end && self.rules.publish_when_on_disk {
+        // The reset before a copy has to be there first, too: what the log had before it does not go with the copy.
+        let resets = process.incoming.is_some() && !process.kept.is_settled();
+        if resets || process.kept.last_on_disk < making.end && self.rules.publish_when_on_disk {
             return;
         }
         let Making { start, configuration, bytes, .. } = process.upkeep.checkpoint.take().expect("it was just there");
         let bytes_of_it = bytes.len() as u64;
         {
             let mut files = self.files.borrow_mut();
+            files.checkpoints.clear();
             files.checkpoints.insert(start.lsn, bytes);
-            files.checkpoints.retain(|older, _| *older >= start.lsn);
         }
         self.published = Some(configuration);
-        process.upkeep.checkpoints += 1;
-        process.catalog.release(PARTITION, start.lsn);
+        process.upkeep.done.checkpoints += 1;
+        if let Some(incoming) = &mut process.incoming {
+            incoming.handle_published();
+            self.void = false;
+        }
+        process.catalog.release(self.partition, needed_after.map_or(start.lsn, |needed| needed.min(start.lsn)));
         process.kept.release(start, bytes_of_it);
         self.let_go();
     }
@@ -133,7 +160,7 @@ impl Disk {
         }
         self.hand_over();
         let process = self.process.as_mut().expect("it is running");
-        wanted.into_iter().flatten().for_each(|record| process.gather.copy(PARTITION, record, committed));
+        wanted.into_iter().flatten().for_each(|record| process.gather.copy(self.partition, record, committed));
         self.hand_over();
         let process = self.process.as_mut().expect("it is running");
         process.upkeep.copy = Some(Copy { chunk: process.sent, age });
@@ -145,12 +172,12 @@ impl Disk {
     }
 
     /// What waited for copies to be on disk.
-    pub(crate) fn upkeep_after_flush(&mut self) {
+    pub(super) fn upkeep_after_flush(&mut self) {
         let process = self.process.as_mut().expect("it is running");
         let flushed = process.flushed;
         if let Some(copy) = process.upkeep.copy.take_if(|copy| copy.chunk <= flushed) {
-            process.upkeep.copies += 1;
-            process.catalog.copied(PARTITION, copy.age);
+            process.upkeep.done.copies += 1;
+            process.catalog.copied(self.partition, copy.age);
             self.let_go();
         }
     }
@@ -159,7 +186,7 @@ impl Disk {
         let process = self.process.as_mut().expect("it is running");
         let gone: Vec<_> = process.catalog.take_unneeded().into_iter().map(|(id, _)| id).collect();
         process.kept.index.forget(&gone);
-        process.upkeep.gone += gone.len() as u64;
+        process.upkeep.done.gone += gone.len() as u64;
         gone.into_iter().for_each(|id| self.files.borrow_mut().let_go(id));
     }
 }

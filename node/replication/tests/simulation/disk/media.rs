@@ -28,9 +28,9 @@ pub(crate) struct Files {
     pub(crate) segments: BTreeMap<SegmentId, Vec<u8>>,
     /// The published checkpoints, by their starts.
     pub(crate) checkpoints: BTreeMap<Lsn, Vec<u8>>,
-    spares: Vec<Vec<u8>>,
+    pub(super) spares: Vec<Vec<u8>>,
     /// Where something was written that is not synced, and what was there before.
-    unsynced: Vec<(SegmentId, usize, Vec<u8>)>,
+    pub(super) unsynced: Vec<(SegmentId, usize, Vec<u8>)>,
     pub(crate) fate: Fate,
     /// Says that a batch is synced before it is.
     pub(crate) lies: bool,

@@ -1,0 +1,313 @@
+//! What goes wrong, what a person does, and how it all ends.
+
+use crate::{
+    checks::{Verdict, ensure},
+    disk::{Harm, media::Fate},
+    node::Place,
+    plan::Focus,
+    queue::{Happening, MS, Time},
+    world::World,
+};
+use kv_proto::{
+    control::{Change, Proposal},
+    ids::{HistoryId, PartitionId},
+    stats::Role,
+};
+use kv_replication::replica::{Event, Replica};
+
+/// How long it may take, once faults have stopped, until everything is as it should be.
+const PATIENCE: Time = 30_000 * MS;
+
+/// Something that goes wrong, or that a person does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Crash,
+    PowerLoss,
+    Pause,
+    Disconnect,
+    Block,
+    CutOff,
+    ControllerAway,
+    SlowDisk,
+    DiskFails,
+    DiskFull,
+    Harm,
+    Handoff,
+    Drop,
+    Stop,
+    Force,
+}
+
+/// How frequent each is: commonly, and where the focus is on it.
+const FAULTS: [(Fault, u64, Focus, u64); 15] = [
+    (Fault::Crash, 8, Focus::Crashes, 20),
+    (Fault::PowerLoss, 1, Focus::Crashes, 6),
+    (Fault::Pause, 5, Focus::Pauses, 40),
+    (Fault::Disconnect, 8, Focus::Network, 30),
+    (Fault::Block, 5, Focus::Network, 20),
+    (Fault::CutOff, 3, Focus::Changes, 8),
+    (Fault::ControllerAway, 2, Focus::Changes, 8),
+    (Fault::SlowDisk, 3, Focus::Pauses, 6),
+    (Fault::DiskFails, 2, Focus::Crashes, 6),
+    (Fault::DiskFull, 1, Focus::Crashes, 2),
+    (Fault::Harm, 4, Focus::Crashes, 6),
+    (Fault::Handoff, 4, Focus::Changes, 20),
+    (Fault::Drop, 3, Focus::Changes, 15),
+    (Fault::Stop, 2, Focus::Changes, 8),
+    (Fault::Force, 3, Focus::Changes, 6),
+];
+
+impl World {
+    fn any_node(&mut self) -> usize {
+        self.random.below(self.nodes.len() as u64) as usize
+    }
+
+    fn any_place(&mut self) -> Place {
+        let node = self.any_node();
+        Place { node, partition: self.random.below(self.plan.partitions.into()) as usize }
+    }
+
+    /// A while that is mostly short and sometimes longer than everybody's patience.
+    fn a_while(&mut self) -> Time {
+        let upto = [60, 300, 1_200, 4_000][self.random.below(4) as usize];
+        self.random.below(upto * MS)
+    }
+
+    /// Something goes wrong.
+    pub(crate) fn fault(&mut self) -> Verdict {
+        if self.healing {
+            return Ok(());
+        }
+        let calm = self.plan.calm * MS;
+        let next = self.queue.now + calm / 2 + self.random.below(calm);
+        self.queue.push(next, Happening::Fault);
+        let focus = self.plan.focus;
+        let weigh = |(_, common, on, more): (Fault, u64, Focus, u64)| if on == focus { more } else { common };
+        let mut drawn = self.random.below(FAULTS.into_iter().map(weigh).sum());
+        let fault = FAULTS.into_iter().find(|fault| {
+            let weight = weigh(*fault);
+            let hit = drawn < weight;
+            drawn = drawn.saturating_sub(weight);
+            hit
+        });
+        self.happens_wrong(fault.expect("one is drawn").0)
+    }
+
+    fn happens_wrong(&mut self, fault: Fault) -> Verdict {
+        let (place, now, takes) = (self.any_place(), self.queue.now, self.a_while());
+        let (node, life) = (place.node, self.nodes[place.node].life);
+        match fault {
+            Fault::Crash => self.crash_and_start(node, takes),
+            Fault::PowerLoss => {
+                for node in 0..self.nodes.len() {
+                    self.crash(node, true);
+                    let down = self.a_while();
+                    self.queue.push(now + down, Happening::Start { node });
+                }
+            }
+            Fault::Pause if self.nodes[node].up && !self.nodes[node].paused => {
+                self.coverage.note("pauses", 1);
+                self.nodes[node].paused = true;
+                self.queue.push(now + takes, Happening::Wake { node, life });
+            }
+            Fault::Disconnect => {
+                let open = self.network.open();
+                if !open.is_empty() {
+                    let nth = self.random.below(open.len() as u64) as usize;
+                    self.disconnect(open[nth])?;
+                }
+            }
+            Fault::Block => {
+                let other = self.any_node();
+                self.network.blocked.insert((node, other), now + takes);
+                if self.random.one_in(2) {
+                    self.network.blocked.insert((other, node), now + takes);
+                }
+            }
+            Fault::CutOff => self.nodes[node].cut_off_until = now + takes,
+            Fault::ControllerAway => self.controller.away_until = now + takes,
+            Fault::SlowDisk => self.nodes[node].slow_until = now + takes,
+            Fault::DiskFails => self.part_mut(place).fate = Fate::Fails,
+            Fault::DiskFull => self.part_mut(place).fate = Fate::Full,
+            Fault::Harm if self.plan.harmful => self.harm(place)?,
+            Fault::Handoff => {
+                let to = self.random.one_in(2).then(|| self.any_node()).map(|to| self.nodes[to].member.node);
+                return self.ask_leader(place.partition, Event::Handoff { to, leaves: false });
+            }
+            Fault::Drop => {
+                let node = self.nodes[node].member.node;
+                return self.ask_leader(place.partition, Event::DropFollower { node });
+            }
+            Fault::Stop if self.nodes[node].up && !self.nodes[node].paused => {
+                for place in self.places(node) {
+                    self.give(place, Event::Handoff { to: None, leaves: true })?;
+                }
+                self.queue.push(now + self.random.below(1_200 * MS), Happening::Stop { node, life });
+            }
+            Fault::Force if self.plan.forced => self.force(node)?,
+            Fault::Pause | Fault::Harm | Fault::Stop | Fault::Force => {}
+        }
+        Ok(())
+    }
+
+    fn crash_and_start(&mut self, node: usize, down: Time) {
+        let power = self.random.one_in(2);
+        self.crash(node, power);
+        self.queue.push(self.queue.now + down, Happening::Start { node });
+    }
+
+    /// A person asks whoever leads.
+    fn ask_leader(&mut self, partition: usize, event: Event) -> Verdict {
+        let leads = |n: &usize| {
+            let node = &self.nodes[*n];
+            !node.paused && node.parts[partition].replica.as_ref().is_some_and(|r| r.role() == Role::Leader)
+        };
+        match (0..self.nodes.len()).find(leads) {
+            Some(node) => self.give(Place { node, partition }, event),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether all that is committed is on the disks of members other than this node, and will be there whatever becomes of what
+    /// is on its way to the controller.
+    fn is_dispensable(&self, node: usize) -> bool {
+        let others_have = |partition: usize| {
+            let Some(configuration) = self.controller.configuration(partition) else { return false };
+            let last = self.checks[partition].last();
+            let mut others = configuration.members().filter(|m| m.node != self.nodes[node].member.node).peekable();
+            others.peek().is_some()
+                && others.all(|member| {
+                    let other = &self.nodes[self.index(member.node)];
+                    let disk = &other.parts[partition].disk;
+                    other.member == member && disk.is_sound() && self.checks[partition].holds(&disk.durable, last)
+                })
+        };
+        !self.queue.has_proposals() && (0..self.checks.len()).all(others_have)
+    }
+
+    /// Something happens to the disk of a node, if others have everything.
+    fn harm(&mut self, place: Place) -> Verdict {
+        let node = place.node;
+        let sound = self.places(node).all(|p| self.part(p).disk.is_sound());
+        if !sound || !self.is_dispensable(node) {
+            return Ok(());
+        }
+        let down = self.a_while();
+        self.crash_and_start(node, down);
+        // What it said before it went down counts.
+        if !self.is_dispensable(node) {
+            return Ok(());
+        }
+        if self.random.one_in(3) {
+            self.replace_disks(node);
+            return Ok(());
+        }
+        let (member, partition) = (self.nodes[node].member, place.partition);
+        let current = self.controller.configuration(partition).expect("it was created");
+        let may_cut = !current.is_member(member) && self.checks[partition].adding(current.epoch) != Some(member);
+        let part = &mut self.nodes[node].parts[partition];
+        let harm = part.disk.damage(may_cut, &mut self.random)?;
+        self.coverage.note("bits turned", u64::from(harm != Harm::None));
+        self.coverage.note("ends cut off", u64::from(harm == Harm::Cut));
+        Ok(())
+    }
+
+    /// A person stops everybody else, and declares that what this node has is all there is.
+    fn force(&mut self, node: usize) -> Verdict {
+        if !self
+            .places(node)
+            .all(|p| self.part(p).disk.is_sound() && self.controller.configuration(p.partition).is_some())
+        {
+            return Ok(());
+        }
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            let down = 500 * MS + self.a_while();
+            self.crash_and_start(other, down);
+        }
+        for place in self.places(node) {
+            let current = self.controller.configuration(place.partition).expect("it was created");
+            let (epoch, history) = (current.epoch, HistoryId(current.history.0 + 1));
+            let part = &self.nodes[node].parts[place.partition];
+            let log = if self.nodes[node].up { &part.disk.live } else { &part.disk.durable };
+            self.checks[place.partition].lose_all_but(std::iter::once(log));
+            let change = Change::ForceRecover { leader: self.nodes[node].member, history };
+            let partition = PartitionId(place.partition as u16);
+            self.force_decision(&Proposal { id: u128::MAX - u128::from(self.queue.now), partition, epoch, change })?;
+        }
+        Ok(())
+    }
+
+    /// No more faults: everything is served, equal and complete within a bounded time.
+    pub(crate) fn heal(&mut self) -> Verdict {
+        self.healing = true;
+        self.network.blocked.clear();
+        self.controller.away_until = 0;
+        let now = self.queue.now;
+        for node in 0..self.nodes.len() {
+            let it = &mut self.nodes[node];
+            (it.slow_until, it.cut_off_until) = (0, 0);
+            let life = it.life;
+            self.queue.push(now + 10 * MS, Happening::Start { node });
+            self.queue.push(now + 10 * MS, Happening::Wake { node, life });
+        }
+        // What was lost alone is sent again on another connection.
+        if self.plan.datagrams {
+            self.network.open().into_iter().try_for_each(|connection| self.disconnect(connection))?;
+        }
+        let clients = self.plan.clients;
+        (0..clients).for_each(|client| self.queue.push(now + 20 * MS, Happening::Client { client }));
+        let mut next = now;
+        loop {
+            self.step()?;
+            if self.queue.now < next {
+                continue;
+            }
+            next = self.queue.now + 50 * MS;
+            let Err(why) = self.is_well() else { break };
+            ensure(self.queue.now < now + PATIENCE, || format!("30 s after the last fault: {why}"))?;
+        }
+        for (partition, checks) in self.checks.iter().enumerate() {
+            for (node, it) in self.nodes.iter().enumerate() {
+                checks.settled(node, it.parts[partition].replica.as_ref().ok_or("a replica is gone")?)?;
+            }
+            self.coverage.note("epochs served", checks.epochs_served());
+        }
+        self.clients.verify(&self.checks)
+    }
+
+    /// Whether every partition has all its replicas, serves, and all of them have the same; and the clients are done.
+    fn is_well(&self) -> Verdict {
+        for partition in 0..self.checks.len() {
+            let current = self.controller.configuration(partition).ok_or("it was never created")?;
+            let leader = self.index(current.leader.node);
+            let replicas: Vec<&Replica> =
+                self.nodes.iter().filter_map(|n| n.parts[partition].replica.as_ref()).collect();
+            let complete = self.nodes.iter().all(|n| current.is_member(n.member)) && replicas.len() == self.nodes.len();
+            ensure(complete, || {
+                format!("partition {partition} is not complete: {current:?}, {}", self.troubles(partition))
+            })?;
+            let leads = self.nodes[leader].parts[partition].replica.as_ref().ok_or("no leader")?;
+            let now = self.clock(leader);
+            let serves =
+                leads.check_write(now).is_ok() && leads.check_read(now).is_ok() && leads.trouble(now).is_none();
+            ensure(serves, || format!("partition {partition} is not served: {}", self.troubles(partition)))?;
+            let same = |r: &&Replica| {
+                r.configuration() == current
+                    && r.prepared() == leads.prepared()
+                    && r.committed() == leads.prepared().lsn
+            };
+            ensure(replicas.iter().all(same), || format!("not all have everything: {}", self.troubles(partition)))?;
+        }
+        ensure(self.clients.are_done(), || "clients are not done".to_owned())
+    }
+
+    /// What the replicas of a partition say of themselves.
+    fn troubles(&self, partition: usize) -> String {
+        let say = |(at, node): (usize, &crate::node::Node)| {
+            let replica = node.parts[partition].replica.as_ref();
+            let trouble = replica.map(|r| (r.role(), r.prepared(), r.committed(), r.trouble(self.clock(at))));
+            format!("\n  node {at} up {} paused {} {trouble:?}", node.up, node.paused)
+        };
+        self.nodes.iter().enumerate().map(say).collect()
+    }
+}
