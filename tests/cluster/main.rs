@@ -2,6 +2,7 @@
 //! comes. All in one test program, so that [`common`] can let one cluster run at a time.
 
 mod admin;
+mod again;
 mod api;
 mod binary;
 mod common;
@@ -10,18 +11,22 @@ mod disk;
 mod durability;
 mod executors;
 mod expiry;
+mod failover;
 mod failures;
 mod folder;
 mod hostile;
 mod ledger;
+mod load;
 mod memory;
 mod mounts;
 mod packages;
 mod rebuild;
+mod refill;
 mod restart;
 mod retries;
 mod routers;
 mod slow;
+mod stale;
 mod start;
 
 #[path = "../../examples/load_packages/http.rs"]

@@ -73,7 +73,9 @@ impl Disk {
         let mut records = self.records();
         let tail = records.split_off((committed.0 as usize).min(records.len()));
         let configuration = self.entries.iter().rev().find_map(|entry| match entry {
-            LogEntry::Configuration(configuration) | LogEntry::Reset { configuration, .. } => Some(configuration.clone()),
+            LogEntry::Configuration(configuration) | LogEntry::Reset { configuration, .. } => {
+                Some(configuration.clone())
+            }
             LogEntry::Record(_) | LogEntry::Cut { .. } => None,
         });
         let applied = records.last().map(|r| r.position).unwrap_or_default();

@@ -1,0 +1,219 @@
+//! Nodes that die under load: others go on by themselves, nothing that was acknowledged is lost, and who comes back is taken in
+//! again. How long that takes is measured.
+
+use crate::{
+    again::{Recipe, end, hold},
+    common::{Answer, BOUND, Cluster, Spawned, run, signal, until, until_ok},
+    load::{Load, client, runtime},
+};
+use hyper::{Method, StatusCode};
+use kv_proto::{
+    ids::{NodeId, PartitionId},
+    stats::Role,
+};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+/// Leadership stays where it is, so that a test knows what it kills.
+const TWO_SHARDS: [&str; 6] = ["--shards", "2", "--partitions", "8", "--rebalance-after-s", "0"];
+const PAIR: [&str; 6] = ["--shards", "1", "--partitions", "4", "--rebalance-after-s", "0"];
+/// The grace of a follower, and what its nodes, controller and clients need beside it, on a machine with much else to do.
+const LONGEST_TAKEOVER: Duration = Duration::from_secs(10);
+const LONGEST_DROP: Duration = Duration::from_secs(5);
+const LONGEST_HANDOFF: Duration = Duration::from_secs(1);
+/// How long a writer's request may take; it is retried as long as the client's rules allow.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+fn anywhere(_: PartitionId) -> bool {
+    true
+}
+
+/// Ends a process under load, and waits until writes flow again: how long they did not.
+fn gap_of(load: &Load, what: &str, longest: Duration, end: impl FnOnce()) -> Duration {
+    let since = Instant::now();
+    end();
+    load.until_flows(anywhere);
+    let gap = load.longest_gap(since);
+    println!("{what}: writes of some partition did not flow for {gap:?}");
+    assert!(gap < longest, "{what}: {gap:?}");
+    gap
+}
+
+/// Loses nothing, and ends with replicas that are the same.
+#[track_caller]
+fn check(cluster: &Cluster, load: Load) {
+    let mut written = load.stop();
+    println!("{} writes were acknowledged", written.acknowledged);
+    written.check(cluster);
+    cluster.until_whole();
+    written.check(cluster);
+}
+
+#[test]
+fn each_leader_that_is_killed_under_load_is_replaced_and_comes_back() {
+    let cluster = Cluster::start(&TWO_SHARDS);
+    let load = Load::start(&cluster, DEADLINE);
+    let mut again: Vec<Spawned> = Vec::new();
+    // The last one leads since the first was killed.
+    for (victim, heir, shard) in [
+        ("shard0-leader", "shard0-follower", 0),
+        ("shard1-leader", "shard1-follower", 1),
+        ("shard0-follower", "shard0-leader", 0),
+    ] {
+        assert_eq!(cluster.leaders(shard), [victim]);
+        let mut recipe: Option<Recipe> = None;
+        gap_of(&load, &format!("{victim} is killed"), LONGEST_TAKEOVER, || recipe = Some(cluster.kill(victim)));
+        assert_eq!(cluster.leaders(shard), [heir]);
+        let back = Instant::now();
+        again.push(recipe.expect("killed").start());
+        cluster_is_whole_under_load(&cluster);
+        println!("{victim} is in sync again after {:?}", back.elapsed());
+        assert_eq!(cluster.leaders(shard), [heir], "it follows");
+        load.until_flows(anywhere);
+    }
+    check(&cluster, load);
+}
+
+/// Every partition has all of its members; they are not the same while writes go on.
+#[track_caller]
+fn cluster_is_whole_under_load(cluster: &Cluster) {
+    until_ok("every partition has its followers in sync", || {
+        let answer = cluster.send(Method::GET, "/readyz", &[], "");
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        if answer.status == StatusCode::OK && answer.json()["status"] == "ready" { Ok(()) } else { Err(text) }
+    });
+}
+
+#[test]
+fn a_follower_without_its_leader_serves_all_that_was_acknowledged() {
+    let cluster = Cluster::start(&PAIR);
+    let load = Load::start(&cluster, DEADLINE);
+    // The leader first: it must not go on without its follower.
+    let recipes = ["shard0-leader", "shard0-follower"].map(|name| cluster.recipe(name));
+    let pids = ["shard0-leader", "shard0-follower"].map(|name| cluster.process(name).pid);
+    signal(pids[0], Signal::KILL);
+    end(pids[1], Signal::KILL);
+    let since = Instant::now();
+    let _follower = recipes[1].start();
+    load.until_flows(anywhere);
+    println!("writes flow {:?} after the start of the follower", since.elapsed());
+    assert_eq!(cluster.leaders(0), ["shard0-follower"]);
+    let _leader = recipes[0].start();
+    cluster_is_whole_under_load(&cluster);
+    check(&cluster, load);
+}
+
+#[test]
+fn a_leader_goes_on_without_a_follower_that_is_killed_and_says_that_it_is_alone() {
+    let cluster = Cluster::start(&PAIR);
+    let load = Load::start(&cluster, DEADLINE);
+    let mut recipe = None;
+    gap_of(&load, "the follower is killed", LONGEST_DROP, || recipe = Some(cluster.kill("shard0-follower")));
+    let (code, status, _) = run(&mut cluster.kv(&["status"]));
+    assert_eq!(code, 1, "{status}");
+    assert!(status.contains("DEGRADED: 4 of 4 partitions are alone: shard0-leader leads"), "{status}");
+    let map = cluster.topology().map;
+    assert!(map.partitions.iter().all(|p| p.configuration.as_ref().is_some_and(|c| c.in_sync.is_empty())), "{map:?}");
+    let _follower = recipe.expect("killed").start();
+    cluster_is_whole_under_load(&cluster);
+    check(&cluster, load);
+    assert_eq!(run(&mut cluster.kv(&["status"])).0, 0);
+}
+
+#[test]
+fn a_leader_that_needs_two_replicas_refuses_writes_until_there_are_two() {
+    let cluster = Cluster::start(&[&PAIR[..], &["--min-in-sync", "2"]].concat());
+    let put = |value: &'static str| cluster.send(Method::PUT, "/v1/kv/key", &[], value);
+    let read = || cluster.send(Method::GET, "/v1/kv/key", &[], "");
+    assert_eq!(put("kept").status, StatusCode::NO_CONTENT);
+    let recipe = cluster.kill("shard0-follower");
+    let refused = |answer: Answer| match answer.status.as_u16() {
+        503 => {
+            assert_eq!(answer.json()["outcome"], "not_applied", "{answer:?}");
+            Some(answer.json()["detail"].to_string())
+        }
+        // It was proposed before the death of the follower was known.
+        504 => None,
+        _ => panic!("{answer:?}"),
+    };
+    // A value of its own, which may be there later.
+    let why = until("writes are refused, and say why", || {
+        refused(put("in doubt")).filter(|why| why.contains("--min-in-sync"))
+    });
+    println!("{why}");
+    let before = read();
+    assert_eq!(before.status, StatusCode::OK);
+    hold("it refuses writes, and reads go on", Duration::from_secs(1), || {
+        let (write, read) = (put("never"), read());
+        assert_eq!((write.status.as_u16(), write.json()["outcome"].as_str()), (503, Some("not_applied")), "{write:?}");
+        (read.status != StatusCode::OK || read.body != before.body).then(|| format!("{read:?}"))
+    });
+    let status = run(&mut cluster.kv(&["status"])).1;
+    assert!(status.contains("UNAVAILABLE"), "{status}");
+    let _follower = recipe.start();
+    until("writes flow", || (put("new").status == StatusCode::NO_CONTENT).then_some(()));
+    cluster.until_whole();
+    assert_eq!(read().body, "new");
+}
+
+/// In both directions: the node that comes back is preferred, and gets what it led by itself.
+#[test]
+fn a_leader_that_is_stopped_in_order_hands_over_without_a_failed_write() {
+    let cluster = Cluster::start(&["--shards", "1", "--partitions", "4", "--rebalance-after-s", "2"]);
+    let load = Load::start(&cluster, DEADLINE);
+    let recipe = cluster.recipe("shard0-leader");
+    let pid = cluster.process("shard0-leader").pid;
+    let since = Instant::now();
+    gap_of(&load, "the leader is stopped by SIGTERM", LONGEST_HANDOFF, || end(pid, Signal::TERM));
+    assert_eq!(load.failures(since), Vec::<String>::new(), "no write fails");
+    assert_eq!(cluster.leaders(0), ["shard0-follower"]);
+    let _leader = recipe.start();
+    let since = Instant::now();
+    until("it leads again", || (cluster.leaders(0) == ["shard0-leader"]).then_some(()));
+    load.until_flows(anywhere);
+    let gap = load.longest_gap(since);
+    println!("it leads again after {:?}: writes of some partition did not flow for {gap:?}", since.elapsed());
+    assert!(gap < LONGEST_HANDOFF, "{gap:?}");
+    assert_eq!(load.failures(since), Vec::<String>::new(), "no write fails");
+    check(&cluster, load);
+}
+
+#[test]
+fn without_a_controller_pairs_go_on_and_nobody_is_replaced_until_it_is_back() {
+    let cluster = Cluster::start(&TWO_SHARDS);
+    let map = cluster.topology().map;
+    let on = |shard: u16| {
+        let map = &map;
+        move |id: PartitionId| map.partitions[usize::from(id.0)].shard.0 == shard
+    };
+    let load = Load::start(&cluster, DEADLINE);
+    let since = Instant::now();
+    let router = cluster.kill("router");
+    load.until_flows(anywhere);
+    println!("writes did not flow for {:?} when the router was killed", load.longest_gap(since));
+    assert!(load.longest_gap(since) < LONGEST_DROP);
+
+    let leader = cluster.kill("shard0-leader");
+    let since = Instant::now();
+    load.until_flows(on(1));
+    let (runtime, asking) = (runtime(), client(&cluster, DEADLINE));
+    let follower = NodeId::new("shard0-follower").expect("a name");
+    let role_of_all = || {
+        let stats = runtime.block_on(asking.node_stats(follower)).expect("it answers");
+        stats.replicas.iter().find(|r| r.role != Role::Follower).map(|r| format!("{r:?}"))
+    };
+    // Well over the time that a takeover takes.
+    hold("nobody takes over without the controller", Duration::from_secs(5), role_of_all);
+    assert_eq!(load.acknowledged_since(since, on(0)), 0, "by a leader that nobody agreed to");
+    load.until_flows(on(1));
+
+    let since = Instant::now();
+    let _router = router.start();
+    load.until_flows(anywhere);
+    println!("writes flow {:?} after the start of the router", since.elapsed());
+    assert!(since.elapsed() < BOUND);
+    assert_eq!(cluster.leaders(0), ["shard0-follower"]);
+    let _leader = leader.start();
+    cluster_is_whole_under_load(&cluster);
+    check(&cluster, load);
+}
