@@ -1,6 +1,6 @@
 //! Processes of a cluster that are killed, and started again by hand just as they were started before.
 
-use crate::common::{Cluster, Spawned, kv, runs, signal, until, until_ok};
+use crate::common::{Cluster, Spawned, kv, run, runs, signal, until, until_ok};
 use hyper::{Method, StatusCode};
 use rustix::process::Signal;
 use std::{
@@ -81,7 +81,7 @@ impl Cluster {
             let answer = self.send(Method::GET, "/readyz", &[], "");
             match answer.status {
                 StatusCode::OK if answer.json()["status"] == "ready" => self.check_replicas(),
-                _ => Err(String::from_utf8_lossy(&answer.body).into_owned()),
+                _ => Err(run(&mut self.kv(&["status", "--partitions"])).1),
             }
         });
     }

@@ -27,9 +27,9 @@ fn gets(ids: std::ops::Range<u64>) -> Vec<(u64, Operation<'static>)> {
     ids.map(|id| (id, Operation::Get { key: KEY.as_bytes() })).collect()
 }
 
-/// The number that an answer has; `None` if it is a refusal that sends the caller elsewhere.
+/// The number that an answer has; `None` if it is a refusal.
 fn number(word: &str) -> Option<u64> {
-    let refusal = word.contains("NotLeader") || word.contains("NotReady");
+    let refusal = ["NotLeader", "NotReady", "FollowerUnreachable"].iter().any(|code| word.contains(code));
     let found = word.parse().ok();
     assert!(found.is_some() || refusal, "{word}");
     found
