@@ -2,7 +2,7 @@
 
 use crate::{
     common::{Cluster, until, until_ok},
-    load::Load,
+    gaps::Load,
 };
 use hyper::{Method, StatusCode, body::Bytes};
 use kv_proto::stats::Role;

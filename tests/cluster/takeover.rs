@@ -4,7 +4,7 @@
 use crate::{
     again::{Recipe, end, hold},
     common::{Answer, BOUND, Cluster, Spawned, run, signal, until, until_ok},
-    load::{Load, client, runtime},
+    gaps::{Load, client, runtime},
 };
 use hyper::{Method, StatusCode};
 use kv_proto::{
