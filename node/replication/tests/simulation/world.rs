@@ -243,7 +243,7 @@ impl World {
                 Action::Resign { to, epoch } => self.send(place, to, (epoch, PeerBody::Resign))?,
                 Action::SendCopy { to, sent } => self.begin_copy(place, to, sent)?,
                 Action::ResetTable => self.part_mut(place).disk.reset_table(),
-                Action::LoadTable { bytes } => self.part_mut(place).disk.load(&bytes),
+                Action::LoadTable { bytes } => self.part_mut(place).disk.load(&bytes)?,
                 Action::KeepTable { end, digest } => self.part_mut(place).disk.keep_table(end, digest)?,
                 Action::Propose(change) => {
                     match &change {
