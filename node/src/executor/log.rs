@@ -24,7 +24,7 @@ use kv_storage::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 /// After so many looks (see `SWEEP_INTERVAL`) that found nothing flushed, no writes are taken: 2 s.
@@ -258,6 +258,9 @@ impl Executor {
     pub(super) fn close_log(&mut self) {
         self.write_log();
         self.log.stream.finish();
+        if self.partitions.iter().flatten().any(|p| p.replica.is_incomplete()) {
+            self.shared.incomplete.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Segments of the log are gone.

@@ -66,7 +66,10 @@ use slotmap::{KeyData, SlotMap};
 use std::{
     cell::RefCell,
     rc::{Rc, Weak},
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::Duration,
 };
 use tasks::Wakes;
@@ -98,6 +101,10 @@ pub(crate) struct Shared {
     pub(crate) proposals: u64,
     /// When the node started.
     pub(crate) started: Instant64,
+    /// How many executors may still pass on leadership while the node stops.
+    pub(crate) passing_on: AtomicUsize,
+    /// Whether a replica may lack records that it said it had, when its executor ended.
+    pub(crate) incomplete: AtomicBool,
 }
 
 /// The state of an executor.

@@ -101,7 +101,10 @@ impl Storage {
         let identity = Identity { node: dir.file().node, disk: dir.file().disk };
         let files = SegmentFiles::open(&settings.dir.join("log"), settings.segment_bytes, executors)
             .map_err(restore::io_error("open the log in", &settings.dir))?;
-        let restored = restore::restore(&settings.dir, &files, dir.file(), &identity)?;
+        let mut restored = restore::restore(&settings.dir, &files, dir.file(), &identity)?;
+        for partition in restored.recovered.partitions.values_mut() {
+            partition.restored.incomplete = !dir.file().clean;
+        }
         dir.change(|file| {
             file.generation += 1;
             file.clean = false;
@@ -177,9 +180,11 @@ impl Storage {
         if dir.file().cluster == Some(cluster) { Ok(()) } else { dir.change(|file| file.cluster = Some(cluster)) }
     }
 
-    /// Everything is on disk, and the process ends.
-    pub(crate) fn close(&self) -> Result<(), DataDirError> {
-        lock(&self.dir).change(|file| file.clean = true)
+    /// Everything is on disk, and the process ends; `incomplete` says that something had been lost before and was not made
+    /// whole since.
+    pub(crate) fn close(&self, incomplete: bool) -> Result<(), DataDirError> {
+        let incomplete = incomplete || lock(&self.restored).values().any(|p| p.restored.incomplete);
+        lock(&self.dir).change(|file| file.clean = !incomplete)
     }
 
     /// Which segments there are, and who needs them. Held only for a moment.

@@ -297,6 +297,12 @@ impl Replica {
         matches!(&self.role, Role::Leader(leader) if leader.wishes.handoff.is_some())
     }
 
+    /// Whether records that it said it had may be missing here.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
     /// The log is needed behind this record: others have to be sent what follows and is not in memory any more.
     #[must_use]
     pub fn log_needed_after(&self) -> Option<Lsn> {
