@@ -39,10 +39,7 @@ use kv_proto::ids::{DiskId, ExecutorIndex, Member};
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::AtomicUsize},
 };
 use storage::{DataDir, Storage};
 
@@ -130,7 +127,6 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         proposals: random()? as u64,
         started: clock::now(),
         passing_on: AtomicUsize::new(executors),
-        incomplete: AtomicBool::new(false),
     });
     let stream = |index| executor::start_stream(&shared, ExecutorIndex(index as u16));
     let streams = (0..executors).map(stream).collect::<Result<Vec<_>, _>>()?;
@@ -159,7 +155,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
     for (index, thread) in threads.into_iter().enumerate() {
         thread.join().map_err(|e| Error::Executor { index, reason: e.to_string() })?;
     }
-    shared.storage.close(shared.incomplete.load(Ordering::SeqCst))?;
+    shared.storage.close()?;
     tracing::info!("node has stopped");
     Ok(())
 }

@@ -96,7 +96,7 @@ fn message_bytes(body: &PeerBody) -> usize {
 }
 
 impl Links {
-    fn line_to(&self, node: NodeId, id: PartitionId) -> Option<LineKey> {
+    pub(super) fn line_to(&self, node: NodeId, id: PartitionId) -> Option<LineKey> {
         let peer = self.peers.get(&node)?;
         let executor = (*peer.partitions.get(&id)?)?;
         peer.lines.get(&executor).map(|(line, _)| *line)
@@ -333,7 +333,7 @@ impl Executor {
             partition.queued = false;
             let peers: Vec<NodeId> = self.links.peers_with(id).collect();
             for peer in peers {
-                if !self.send_prepares_to(now, id, peer) {
+                if !self.send_copy_parts(id, peer) || !self.send_prepares_to(now, id, peer) {
                     self.touch(id);
                 }
             }
@@ -343,13 +343,18 @@ impl Executor {
         }
     }
 
+    /// Whether more may be put into the output to a peer.
+    pub(super) fn has_room_to(&self, line: LineKey) -> bool {
+        let queued = self.links.batches.get(&line).map_or(0, |b| b.bytes);
+        self.lines.unsent(line) + queued <= MAX_QUEUED_BYTES
+    }
+
     /// Sends a follower what it was not sent yet; false when there is no room for all of it. Without a connection
     /// there is nothing to send: the follower is asked what it has on the next one.
     fn send_prepares_to(&mut self, now: Instant64, id: PartitionId, follower: NodeId) -> bool {
         let Some(line) = self.links.line_to(follower, id) else { return true };
         loop {
-            let queued = self.links.batches.get(&line).map_or(0, |b| b.bytes);
-            if self.lines.unsent(line) + queued > MAX_QUEUED_BYTES {
+            if !self.has_room_to(line) {
                 return false;
             }
             let Some(body) = self.partition(id).and_then(|p| p.replica.poll_prepare(now, follower)) else {

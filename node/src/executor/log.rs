@@ -24,7 +24,7 @@ use kv_storage::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 /// After so many looks (see `SWEEP_INTERVAL`) that found nothing flushed, no writes are taken: 2 s.
@@ -113,6 +113,9 @@ impl Executor {
                     self.tell_flushed(id);
                 }
             }
+        }
+        if self.next_loaded().is_some() {
+            self.wakes.checkpoints.wake();
         }
     }
 
@@ -258,9 +261,8 @@ impl Executor {
     pub(super) fn close_log(&mut self) {
         self.write_log();
         self.log.stream.finish();
-        if self.partitions.iter().flatten().any(|p| p.replica.is_incomplete()) {
-            self.shared.incomplete.store(true, Ordering::SeqCst);
-        }
+        let incomplete = self.partitions.iter().flatten().any(|p| p.replica.is_incomplete());
+        self.shared.storage.note_stopped(self.view.is_some() && !incomplete);
     }
 
     /// Segments of the log are gone.

@@ -73,6 +73,7 @@ fn records(log: &[LogEntry]) -> Vec<Record> {
             }
             LogEntry::Cut { from } => records.truncate(from.0 as usize - 1),
             LogEntry::Configuration(_) => {}
+            LogEntry::Reset { .. } => panic!("nobody is sent a copy here"),
         }
     }
     records
@@ -199,6 +200,14 @@ impl World {
                     }
                 }
                 Action::Propose(change) => self.decide(change),
+                Action::Resign { epoch, .. } => {
+                    if self.connected {
+                        self.hosts[1 - at].inbox.push_back((epoch, PeerBody::Resign));
+                    }
+                }
+                Action::SendCopy { .. } | Action::ResetTable | Action::LoadTable { .. } | Action::KeepTable { .. } => {
+                    panic!("nobody is sent a copy here")
+                }
                 Action::ReadLog { to, after } => {
                     let records = records(&host.log);
                     let at_lsn = |lsn: Lsn| lsn.0.checked_sub(1).map(|at| records[at as usize].position);
@@ -235,7 +244,7 @@ impl World {
         let (leader, to) = (self.leader(), self.hosts[1 - self.leader()].member.node);
         while self.connected
             && let Some(partition) = &mut self.hosts[leader].partition
-            && let Some(body) = partition.replica.poll_prepare(to)
+            && let Some(body) = partition.replica.poll_prepare(self.now, to)
         {
             self.carry_out(leader, vec![Action::Send { to, body }]);
         }
@@ -265,7 +274,8 @@ impl World {
         let (effect, condition) = write_of(number);
         self.tokens += 1;
         let (token, mut out) = (Token(self.tokens), Actions::new());
-        self.again += u64::from(partition.replica.check_read().is_ok() && partition.recall(&id_of(number)).is_some());
+        self.again +=
+            u64::from(partition.replica.check_read(now).is_ok() && partition.recall(&id_of(number)).is_some());
         if let Ok(decision) = partition.write(now, 0, effect, condition, Some(id_of(number)), token, &mut out) {
             self.waiting.insert(token.0, (number, decision));
         }
