@@ -32,7 +32,8 @@ fn address(process: &Process) -> String {
 /// Who says that it is the follower is not believed: a follower answers on the connection that its leader made.
 #[test]
 fn a_report_of_a_stranger_acknowledges_nothing() {
-    let cluster = Cluster::start(&["--shards", "1"]);
+    // The leader would go on without a follower that hangs.
+    let cluster = Cluster::start(&["--shards", "1", "--min-in-sync", "2"]);
     let (leader, follower) = (cluster.process("shard0-leader"), cluster.process("shard0-follower"));
     assert_eq!(cluster.put("key", &json!("old")).status, 200);
     let node = NodeId::new("shard0-follower").expect("a name");
