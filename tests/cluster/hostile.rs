@@ -10,7 +10,7 @@ use kv_proto::{
     frame::{Kind, append_message},
     hello::Caller,
     ids::{DiskId, Epoch, Lsn, NodeId},
-    replication::{PeerBatch, PeerBody, PeerMessage, Position, Record},
+    replication::{Basis, PeerBatch, PeerBody, PeerMessage, Position, Record},
     request::{Condition, Operation},
     routing::partition_of,
 };
@@ -47,7 +47,7 @@ fn a_report_of_a_stranger_acknowledges_nothing() {
         };
         until("the write is proposed", || proposed().or_else(|| writer.is_finished().then_some(())));
         let prepared = Position { epoch: Epoch(1), lsn: Lsn(2) };
-        let body = PeerBody::Report { prepared, flushed: Lsn(2), applied: Lsn(1) };
+        let body = PeerBody::Report { prepared, flushed: Lsn(2), applied: Lsn(1), answers: 0, basis: Basis::Table };
         say(&mut liar, PeerMessage { partition: partition_of(b"key", 64), epoch: Epoch(1), body });
         writer.join().expect("answered")
     });

@@ -29,7 +29,7 @@ fn configuration(epoch: u64, history: u32) -> Configuration {
 fn restored(configuration: Option<Configuration>) -> Restored {
     let position = |lsn| Position { epoch: Epoch(1), lsn: Lsn(lsn) };
     let record = Record { position: position(8), operation_id: None, payload: b"x".as_slice().into() };
-    Restored { configuration, applied: position(7), tail: vec![record], fault: None }
+    Restored { configuration, applied: position(7), tail: vec![record], fault: None, incomplete: false }
 }
 
 fn start(me: Member, restored: Restored, configuration: Configuration) -> (Replica, Actions) {
@@ -54,13 +54,13 @@ fn who_may_not_take_part_says_why_and_does_nothing() {
         assert_eq!(replica.role(), Role::Refused, "{name}");
         let trouble = replica.trouble(Instant64(5)).expect("a reason");
         assert!(trouble.contains(why), "{name}: {trouble}");
-        let beacon = PeerBody::Beacon { committed: Lsn(8) };
+        let beacon = PeerBody::Beacon { committed: Lsn(8), sent: 1, serving: true };
         let message = Event::Message { from: member("a", 1).node, epoch: Epoch(3), body: beacon };
         replica.handle(Instant64(6), message, &mut out);
         replica.handle(Instant64(6), Event::PeerConnected { peer: member("b", 1) }, &mut out);
         replica.handle(Instant64(6), Event::Timeout, &mut out);
         assert_eq!((out, replica.poll_timeout()), (vec![], None), "{name}");
-        assert_eq!(replica.check_read(), Err(Refusal::NotLeader), "{name}");
+        assert_eq!(replica.check_read(Instant64(6)), Err(Refusal::NotLeader), "{name}");
     }
 }
 

@@ -46,7 +46,7 @@ pub struct Restored {
     /// Why the log cannot be trusted, in a sentence, if it cannot.
     pub fault: Option<String>,
     /// Whether records that this replica said it had may be missing: it was not stopped in order, and committed records
-    /// need not have been on its disk.
+    /// need not have been on its disk; or it was, and was [incomplete](super::Replica::is_incomplete) then.
     pub incomplete: bool,
 }
 

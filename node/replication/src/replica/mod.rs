@@ -282,6 +282,13 @@ impl Replica {
         }
     }
 
+    /// Whether it may still lack records that it said it had, see [`Restored::incomplete`]: then that is so after its next start,
+    /// too, however it is stopped.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
     /// The epoch since which it leads without a break: what it prepared since then stands. `None` if it does not lead.
     #[must_use]
     pub fn leads_since(&self) -> Option<Epoch> {
@@ -295,12 +302,6 @@ impl Replica {
     #[must_use]
     pub fn is_handing_off(&self) -> bool {
         matches!(&self.role, Role::Leader(leader) if leader.wishes.handoff.is_some())
-    }
-
-    /// Whether records that this replica said it had may be missing.
-    #[must_use]
-    pub fn is_incomplete(&self) -> bool {
-        self.incomplete
     }
 
     /// The log is needed behind this record: others have to be sent what follows and is not in memory any more.
@@ -471,10 +472,6 @@ impl Replica {
             if next && leader.serves() && !leads {
                 out.push(Action::Resign { to: self.configuration.leader.node, epoch: before.epoch });
             }
-        }
-        let was_member = before.is_member(self.me);
-        if !was_member && self.configuration.in_sync.contains(&self.me) {
-            self.incomplete = false; // It is added when it has everything.
         }
         self.give_up_copy();
         self.take_role(now, false, out);

@@ -200,8 +200,9 @@ impl Checks {
         }
     }
 
-    /// A node applies a record, after which its table has this digest, if it is whole.
-    pub(crate) fn apply(&mut self, node: usize, record: &Record, digest: Option<u64>) -> Verdict {
+    /// A node applies a record, after which its table has this digest, if it is whole. Who `leads` by the configuration that is
+    /// the current one decides what there is.
+    pub(crate) fn apply(&mut self, node: usize, record: &Record, digest: Option<u64>, leads: bool) -> Verdict {
         let (position, number) = (record.position, number(record));
         if let Some(digest) = digest {
             self.table(node, position, digest)?;
@@ -213,7 +214,9 @@ impl Checks {
         ensure(at <= self.history.len(), || format!("node {node} applies {position} before what is before it"))?;
         if let Some(committed) = self.history.get(at) {
             if committed.position == position {
-                self.turn_up(position);
+                if leads {
+                    self.turn_up(position);
+                }
                 return Ok(());
             }
             ensure(committed.lost, || {

@@ -96,6 +96,7 @@ impl World {
     fn happens_wrong(&mut self, fault: Fault) -> Verdict {
         let (place, now, takes) = (self.any_place(), self.queue.now, self.a_while());
         let (node, life) = (place.node, self.nodes[place.node].life);
+        self.tell(|| format!("{fault:?} of node {node} for {} ms", takes / MS));
         match fault {
             Fault::Crash => self.crash_and_start(node, takes),
             Fault::PowerLoss => {
@@ -204,7 +205,13 @@ impl World {
         }
         let (member, partition) = (self.nodes[node].member, place.partition);
         let current = self.controller.configuration(partition).expect("it was created");
-        let may_cut = !current.is_member(member) && self.checks[partition].adding(current.epoch) != Some(member);
+        // Nor may anybody count on it who has not heard yet that it is no member any more.
+        let counts = |n: &crate::node::Node| {
+            n.parts[partition].replica.as_ref().is_some_and(|r| r.configuration().is_member(member))
+        };
+        let may_cut = !current.is_member(member)
+            && !self.nodes.iter().any(counts)
+            && self.checks[partition].adding(current.epoch) != Some(member);
         let part = &mut self.nodes[node].parts[partition];
         let harm = part.disk.damage(may_cut, &mut self.random)?;
         self.coverage.note("bits turned", u64::from(harm != Harm::None));

@@ -149,6 +149,7 @@ impl World {
             return;
         }
         self.coverage.note("crashes", 1);
+        self.tell(|| format!("n{node} crashes"));
         for place in self.places(node) {
             let unsynced = self.part_mut(place).disk.unsynced() as u64;
             if unsynced > 0 && self.random.one_in(2) {
@@ -165,7 +166,9 @@ impl World {
         self.coverage.note("clean stops", 1);
         for place in self.places(node) {
             self.note_upkeep(place);
-            self.part_mut(place).disk.stop();
+            let part = self.part_mut(place);
+            let complete = part.replica.as_ref().is_some_and(|r| !r.is_incomplete());
+            part.disk.stop(complete);
         }
         self.end(node, false);
     }
@@ -190,7 +193,7 @@ impl World {
     }
 
     /// Where memory is enough, what no member has any more is lost.
-    fn note_losses(&mut self, partition: usize) {
+    pub(crate) fn note_losses(&mut self, partition: usize) {
         let Some(configuration) = self.controller.configuration(partition) else { return };
         let members = self.nodes.iter().filter(|n| configuration.is_member(n.member));
         let logs = members.map(|n| if n.up { &n.parts[partition].disk.live } else { &n.parts[partition].disk.durable });
@@ -249,6 +252,7 @@ impl World {
                 return Ok(());
             }
         };
+        self.tell(|| format!("n{} comes back with {restored:?}", place.node));
         let disk = &self.nodes[place.node].parts[place.partition].disk;
         if disk.faulty {
             self.coverage.note("faulty logs", 1);

@@ -85,6 +85,13 @@ impl World {
         self.nodes.iter().position(|n| n.member.node == id).expect("a node")
     }
 
+    /// Prints what happens, if somebody wants to look at it.
+    pub(crate) fn tell(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:9.3} {}", self.queue.now as f64 / MS as f64, what());
+        }
+    }
+
     /// The next thing happens.
     pub(crate) fn step(&mut self) -> Verdict {
         let happening = self.queue.pop().ok_or("nothing happens any more")?;
@@ -103,9 +110,7 @@ impl World {
                 return Ok(());
             }
         }
-        if self.trace {
-            println!("{:9.3} {happening:?}", self.queue.now as f64 / MS as f64);
-        }
+        self.tell(|| format!("{happening:?}"));
         match happening {
             Happening::Letter { connection, to_follower, late, letter } => {
                 self.handle_letter(connection, to_follower, late, letter)
@@ -188,6 +193,9 @@ impl World {
         if let Some(stranger) = after.members().find(|m| !was_member(m)).filter(|_| !admits) {
             return Err(format!("{stranger} was no member and is one in epoch {}", after.epoch));
         }
+        if !self.plan.durable() {
+            self.note_losses(partition);
+        }
         (0..self.nodes.len()).for_each(|node| self.push_map(node, false));
         Ok(())
     }
@@ -213,11 +221,11 @@ impl World {
         let replica = self.part(place).replica.as_ref().expect("who acts has a replica");
         let (configuration, committed) = (replica.configuration().clone(), replica.committed());
         let (node, epoch, life) = (place.node, configuration.epoch, self.nodes[place.node].life);
+        let leads = configuration.leader == self.nodes[node].member
+            && self.controller.configuration(place.partition).is_some_and(|c| c.epoch == epoch);
         let mut appended = false;
         for action in actions {
-            if self.trace {
-                println!("          n{node} p{} e{epoch}: {action:?}", place.partition);
-            }
+            self.tell(|| format!("n{node} p{} e{epoch}: {action:?}", place.partition));
             match action {
                 Action::Append(entry) => {
                     self.coverage.note("cuts", u64::from(matches!(entry, LogEntry::Cut { .. })));
@@ -249,7 +257,7 @@ impl World {
                 }
                 Action::Apply(record) => {
                     let digest = self.part_mut(place).disk.apply(&record)?;
-                    self.checks[place.partition].apply(node, &record, digest)?;
+                    self.checks[place.partition].apply(node, &record, digest, leads)?;
                 }
                 Action::Reply { token, outcome } => {
                     let Some(waiting) = self.part_mut(place).waiting.remove(&token.0) else { continue };

@@ -6,8 +6,8 @@
 //! * Segments of a stream are let go from the oldest on, so that a number that is missing between two others is damage.
 //! * What is kept for other replicas is kept on top of that, as far as there is room for it: who does not find it gets a
 //!   copy of the table.
-//! * A reset stays as long as any record or reset that it makes void: a checkpoint says nothing of those, and what their log
-//!   said to be committed may be of another history.
+//! * A reset stays as long as any record, reset or state that it makes void: a checkpoint says nothing of those, what their
+//!   log said to be committed may be of another history, and a state may say that the partition is faulty.
 
 use super::{SegmentId, writer::Sealed};
 use kv_proto::ids::{Lsn, PartitionId};
@@ -143,9 +143,10 @@ impl Catalog {
 
     /// Whether it has a reset, and an older one has what this makes void.
     fn is_shield(&self, id: SegmentId, segment: &Segment) -> bool {
-        let older = |partition| {
-            self.segments.range(..id).any(|(_, s)| s.last.contains_key(partition) || s.resets.contains_key(partition))
+        let has = |s: &Segment, partition| {
+            s.last.contains_key(partition) || s.resets.contains_key(partition) || s.states.contains(partition)
         };
+        let older = |partition| self.segments.range(..id).any(|(_, s)| has(s, partition));
         segment.resets.keys().any(older)
     }
 
@@ -338,6 +339,19 @@ mod tests {
         catalog.open(id(2, 0, 2), 10);
         assert_eq!(catalog.oldest(), Some((1, vec![(PartitionId(1), Lsn(2))])), "what was reset needs nothing older");
         catalog.release(PartitionId(0), Lsn(160));
+        assert_eq!(catalog.take_unneeded(u64::MAX), []);
+        catalog.copied(PartitionId(1), 1);
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(1, 0, 1), 10), (id(2, 0, 1), 10)]);
+    }
+
+    /// Without the reset, a state that says that the partition is faulty would count again.
+    #[test]
+    fn a_reset_stays_as_long_as_a_state_that_it_makes_void() {
+        let mut catalog = Catalog::default();
+        catalog.seal(sealed(id(1, 0, 1), &[(1, 2)]), 10, BTreeSet::from([PartitionId(0)]));
+        catalog.adopt(PartitionId(0));
+        let resets = BTreeMap::from([(PartitionId(0), Lsn(100))]);
+        catalog.seal(Sealed { resets, ..sealed(id(2, 0, 1), &[]) }, 10, BTreeSet::new());
         assert_eq!(catalog.take_unneeded(u64::MAX), []);
         catalog.copied(PartitionId(1), 1);
         assert_eq!(catalog.take_unneeded(u64::MAX), [(id(1, 0, 1), 10), (id(2, 0, 1), 10)]);

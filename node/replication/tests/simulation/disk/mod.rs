@@ -415,14 +415,16 @@ impl Disk {
         told
     }
 
-    /// The process ends in order, with everything on disk.
-    pub(crate) fn stop(&mut self) {
+    /// The process ends in order, with everything on disk, and its replica, if it had one, `complete`.
+    pub(crate) fn stop(&mut self, complete: bool) {
         while self.unsynced() > 0 {
             if !self.write(usize::MAX, Fate::Well) {
                 return;
             }
         }
-        self.clean = self.process.take().is_some();
+        if self.process.take().is_some() {
+            self.clean = complete;
+        }
     }
 
     /// The process ends; and if the power is lost, so is any part of what was not synced.
