@@ -48,8 +48,7 @@ impl Way {
             return Way::Http(Http::new(&cluster.url));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let nodes = cluster.manifest().processes.into_iter().filter(|p| ["leader", "follower"].contains(&&*p.role));
-        let seeds = nodes.filter_map(|p| p.address);
+        let seeds = cluster.topology().map.nodes.into_iter().map(|node| node.address);
         let client = seeds.fold(Client::builder().deadline(Duration::from_secs(1)), ClientBuilder::seed);
         Way::Native(runtime.expect("a runtime"), client.build().expect("addresses"))
     }
