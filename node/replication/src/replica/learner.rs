@@ -127,7 +127,9 @@ impl Replica {
                 format!("needs a copy of the table of leader {leader}: its data are of another history")
             }
             Some(Copy::Loading { .. }) => format!("receives a copy of the table of leader {leader}"),
-            Some(Copy::Loaded { .. }) => format!("received a copy of the table of leader {leader}, and brings it to disk"),
+            Some(Copy::Loaded { .. }) => {
+                format!("received a copy of the table of leader {leader}, and brings it to disk")
+            }
             None if missing > 0 => format!("catches up with leader {leader}: {missing} records are missing"),
             None => format!("waits to be added by leader {leader}"),
         })

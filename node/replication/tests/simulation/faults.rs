@@ -136,7 +136,7 @@ impl World {
             Fault::Harm if self.plan.harmful => self.harm(place)?,
             Fault::Handoff => {
                 let to = self.random.one_in(2).then(|| self.any_node()).map(|to| self.nodes[to].member.node);
-                let leaves = self.random.one_in(2);
+                let leaves = self.random.one_in(2) && self.all_disks_are_sound();
                 return self.ask_leader(place.partition, Event::Handoff { to, leaves });
             }
             Fault::Drop => {
@@ -144,8 +144,9 @@ impl World {
                 return self.ask_leader(place.partition, Event::DropFollower { node });
             }
             Fault::Stop if self.nodes[node].up && !self.nodes[node].paused => {
+                let leaves = self.all_disks_are_sound();
                 for place in self.places(node) {
-                    self.give(place, Event::Handoff { to: None, leaves: true })?;
+                    self.give(place, Event::Handoff { to: None, leaves })?;
                 }
                 self.queue.push(now + self.random.below(1_200 * MS), Happening::Stop { node, life });
             }
@@ -173,6 +174,11 @@ impl World {
         }
     }
 
+    /// Nobody leaves a partition to a replica that may turn out to be damaged.
+    fn all_disks_are_sound(&self) -> bool {
+        self.nodes.iter().flat_map(|n| &n.parts).all(|part| part.disk.is_sound())
+    }
+
     /// Whether all that is committed is on the disks of members other than this node, and will be there whatever becomes of what
     /// is on its way to the controller.
     fn is_dispensable(&self, node: usize) -> bool {
@@ -187,7 +193,9 @@ impl World {
                     other.member == member && disk.is_sound() && self.checks[partition].holds(&disk.durable, last)
                 })
         };
-        !self.queue.has_proposals() && (0..self.checks.len()).all(others_have)
+        let passes = |part: &Part| part.replica.as_ref().is_some_and(Replica::is_handing_off);
+        let changes = self.queue.has_proposals() || self.nodes.iter().flat_map(|n| &n.parts).any(passes);
+        !changes && (0..self.checks.len()).all(others_have)
     }
 
     /// Something happens to the disk of a node, if others have everything.

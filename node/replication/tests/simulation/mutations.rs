@@ -96,7 +96,16 @@ const DISK_MUTATIONS: [Mutation; 5] = [
     }),
 ];
 
-/// Every mutation is noticed.
+/// As the runs are in which a mutation is tried, with all rules.
+pub(crate) fn like(name: &str, plan: Plan) -> Plan {
+    let is_it = |(known, _, _): &&Mutation| known.starts_with(name);
+    let (_, _, mutate) = MUTATIONS.iter().chain(&DISK_MUTATIONS).find(is_it).expect("a mutation");
+    let mut mutated = plan;
+    mutate(&mut mutated);
+    Plan { rules: plan.rules, disk_rules: plan.disk_rules, ..mutated }
+}
+
+/// Every mutation is noticed, in a run in which nothing is to be noticed without it.
 fn notice(mutations: &[Mutation]) {
     let mut missed = Vec::new();
     for (name, seeds, mutate) in mutations {
@@ -107,6 +116,9 @@ fn notice(mutations: &[Mutation]) {
         };
         match (0..*seeds).find_map(|seed| Some((seed, outcome(mutated(seed)).err()?))) {
             Some((seed, violation)) => {
+                let plan = like(name, Plan::of(seed, Rules::default(), DiskRules::default()));
+                let with_all_rules = outcome(plan).err();
+                assert_eq!(with_all_rules, None, "with all rules: {plan:?}");
                 println!("{name}: {} of {seeds} seeds: {}", seed + 1, violation.lines().next().unwrap_or_default());
             }
             None => missed.push(name),
