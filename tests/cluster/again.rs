@@ -1,12 +1,12 @@
 //! Processes of a cluster that are killed, and started again by hand just as they were started before.
 
-use crate::common::{Cluster, Spawned, kv, run, runs, signal, until, until_ok};
-use hyper::{Method, StatusCode};
+use crate::common::{Cluster, Spawned, kv, runs, signal, until};
 use rustix::process::Signal;
 use std::{
     fs,
     path::{Path, PathBuf},
     thread,
+    time::{Duration, Instant},
 };
 
 /// How a process was started, but for the ports that it found by itself: it has the same ones again.
@@ -74,18 +74,6 @@ impl Cluster {
         recipe
     }
 
-    /// Waits until every partition has all of its replicas in sync, and these are the same.
-    #[track_caller]
-    pub(crate) fn until_whole(&self) {
-        until_ok("every partition has its followers in sync", || {
-            let answer = self.send(Method::GET, "/readyz", &[], "");
-            match answer.status {
-                StatusCode::OK if answer.json()["status"] == "ready" => self.check_replicas(),
-                _ => Err(run(&mut self.kv(&["status", "--partitions"])).1),
-            }
-        });
-    }
-
     /// The names of the nodes that lead partitions of a shard, without repetition.
     pub(crate) fn leaders(&self, shard: u16) -> Vec<String> {
         let map = self.topology().map;
@@ -96,21 +84,15 @@ impl Cluster {
         leaders.dedup();
         leaders
     }
-
-    /// The addresses of all nodes.
-    pub(crate) fn node_addresses(&self) -> Vec<String> {
-        let nodes = self.manifest().processes.into_iter().filter(|p| ["leader", "follower"].contains(&&*p.role));
-        nodes.filter_map(|p| p.address).collect()
-    }
 }
 
-/// Waits while `condition` says nothing, and panics with what it says.
-pub(crate) fn hold(what: &str, how_long: std::time::Duration, mut broken: impl FnMut() -> Option<String>) {
-    let end = std::time::Instant::now() + how_long;
-    while std::time::Instant::now() < end {
+/// Looks for so long whether something goes on to hold, and panics with what is said to be wrong.
+pub(crate) fn hold(what: &str, how_long: Duration, mut broken: impl FnMut() -> Option<String>) {
+    let end = Instant::now() + how_long;
+    while Instant::now() < end {
         if let Some(why) = broken() {
             panic!("{what}: {why}");
         }
-        thread::sleep(std::time::Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
 }

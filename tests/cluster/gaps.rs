@@ -54,7 +54,7 @@ pub(crate) struct Written {
 
 /// A client that has seen nothing of the cluster but the addresses of its nodes.
 pub(crate) fn client(cluster: &Cluster, deadline: Duration) -> Client {
-    let seeds = cluster.node_addresses().into_iter();
+    let seeds = cluster.topology().map.nodes.into_iter().map(|node| node.address);
     let builder = seeds.fold(Client::builder().deadline(deadline), ClientBuilder::seed);
     builder.build().expect("addresses")
 }

@@ -32,7 +32,7 @@ fn address(process: &Process) -> String {
 /// Who says that it is the follower is not believed: a follower answers on the connection that its leader made.
 #[test]
 fn a_report_of_a_stranger_acknowledges_nothing() {
-    // A leader that may not go on alone, so that nothing but a follower can acknowledge.
+    // The leader would go on without a follower that hangs.
     let cluster = Cluster::start(&["--shards", "1", "--min-in-sync", "2"]);
     let (leader, follower) = (cluster.process("shard0-leader"), cluster.process("shard0-follower"));
     assert_eq!(cluster.put("key", &json!("old")).status, 200);

@@ -11,15 +11,18 @@ mod disk;
 mod durability;
 mod executors;
 mod expiry;
-mod takeover;
+mod failover;
 mod failures;
 mod folder;
+mod gaps;
 mod hostile;
 mod ledger;
-mod gaps;
+mod load;
 mod memory;
 mod mounts;
+mod nodes;
 mod packages;
+mod passing;
 mod rebuild;
 mod refill;
 mod restart;
@@ -28,6 +31,7 @@ mod routers;
 mod slow;
 mod stale;
 mod start;
+mod takeover;
 
 #[path = "../../examples/load_packages/http.rs"]
 mod http;

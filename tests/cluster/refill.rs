@@ -1,8 +1,9 @@
 //! Nodes whose data are lost, or too old for the log of their leader: they are sent copies, and are as the others after that.
 
 use crate::{
-    common::{Cluster, until, until_ok},
+    common::{Cluster, until},
     gaps::Load,
+    nodes::{until_in_sync, until_whole},
 };
 use hyper::{Method, StatusCode, body::Bytes};
 use kv_proto::stats::Role;
@@ -68,14 +69,14 @@ fn a_node_that_lost_its_data_is_refilled_from_its_peer() {
         until_alone(&cluster);
         let since = Instant::now();
         again.push(recipe.start());
-        cluster.until_whole();
+        until_whole(&cluster);
         println!("{victim} has {KEYS} keys again after {:?}", since.elapsed());
         assert_ne!(disk(victim), before, "it is a stranger with the same name");
         all_there(&cluster, |_| 0);
     }
     assert_eq!(cluster.leaders(0), ["shard0-follower"]);
     write(&cluster, (0..KEYS).step_by(10), 1);
-    cluster.until_whole();
+    until_whole(&cluster);
 }
 
 /// Started so soon that nobody has noticed that it was gone.
@@ -86,7 +87,7 @@ fn a_leader_that_comes_back_at_once_without_its_data_does_not_lead() {
     let recipe = cluster.kill("shard0-leader");
     fs::remove_dir_all(recipe.data_dir()).expect("its data are removed");
     let _leader = recipe.start();
-    cluster.until_whole();
+    until_whole(&cluster);
     assert_eq!(cluster.leaders(0), ["shard0-follower"]);
     all_there(&cluster, |_| 0);
 }
@@ -104,17 +105,13 @@ fn a_node_that_lost_its_data_is_refilled_under_load() {
         load.until_flows(|_| true);
         let since = Instant::now();
         again.push(recipe.start());
-        until_ok("it is in sync again", || {
-            let answer = cluster.send(Method::GET, "/readyz", &[], "");
-            let text = String::from_utf8_lossy(&answer.body).into_owned();
-            if answer.status == StatusCode::OK && answer.json()["status"] == "ready" { Ok(()) } else { Err(text) }
-        });
+        until_in_sync(&cluster, victim);
         println!("{victim} is in sync again after {:?}, under load", since.elapsed());
         load.until_flows(|_| true);
     }
     let mut written = load.stop();
     println!("{} writes were acknowledged", written.acknowledged);
-    cluster.until_whole();
+    until_whole(&cluster);
     written.check(&cluster);
     all_there(&cluster, |_| 0);
 }
@@ -124,7 +121,7 @@ fn a_node_that_lost_its_data_is_refilled_under_load() {
 fn a_node_that_was_away_for_longer_than_the_log_reaches_back_is_sent_copies() {
     let cluster = Cluster::start_with(&FLAGS, &ENVIRONMENT);
     write(&cluster, 0..KEYS, 0);
-    cluster.until_whole();
+    until_whole(&cluster);
     let log = cluster.dir.path().join("nodes/shard0-leader/log");
     let segments = || {
         let mut names: Vec<_> = fs::read_dir(&log).expect("there").flatten().map(|e| e.file_name()).collect();
@@ -142,7 +139,7 @@ fn a_node_that_was_away_for_longer_than_the_log_reaches_back_is_sent_copies() {
     });
     println!("after {round} rounds the log begins after {last:?}");
     let follower = recipe.start();
-    cluster.until_whole();
+    until_whole(&cluster);
     let topology = cluster.topology();
     let stats = topology.nodes.iter().find(|n| n.node == "shard0-follower").and_then(|n| n.stats.as_ref());
     assert!(stats.is_some_and(|s| s.replicas.iter().all(|r| r.role == Role::Follower)), "{stats:?}");
@@ -150,5 +147,5 @@ fn a_node_that_was_away_for_longer_than_the_log_reaches_back_is_sent_copies() {
     // What it was sent is on its disk: it comes back with that.
     crate::again::end(follower.pid(), rustix::process::Signal::KILL);
     let _follower = recipe.start();
-    cluster.until_whole();
+    until_whole(&cluster);
 }

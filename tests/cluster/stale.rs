@@ -5,6 +5,7 @@ use crate::{
     again::hold,
     binary::Call,
     common::{Cluster, Http, signal, until},
+    nodes::until_whole,
 };
 use hyper::{Method, StatusCode, body::Bytes};
 use kv_proto::request::Operation;
@@ -71,7 +72,7 @@ fn sleeps_and_wakes(reads: &str) {
         readers.into_iter().for_each(|r| r.join().expect("nothing old is read over HTTP"));
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    cluster.until_whole();
+    until_whole(&cluster);
 }
 
 fn one_round(cluster: &Cluster, round: u64, acknowledged: &AtomicU64) {
@@ -104,7 +105,7 @@ fn one_round(cluster: &Cluster, round: u64, acknowledged: &AtomicU64) {
         calls[0].send(&gets(0..1));
         number(&calls[0].response().1).filter(|value| *value != round).map(|value| format!("value {value}"))
     });
-    cluster.until_whole();
+    until_whole(cluster);
 }
 
 #[test]

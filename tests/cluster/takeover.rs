@@ -3,10 +3,10 @@
 
 use crate::{
     again::{Recipe, end, hold},
-    common::{Answer, BOUND, Cluster, Spawned, run, signal, until, until_ok},
+    common::{BOUND, Cluster, Spawned, run, signal, until},
     gaps::{Load, client, runtime},
+    nodes::{until_in_sync, until_whole},
 };
-use hyper::{Method, StatusCode};
 use kv_proto::{
     ids::{NodeId, PartitionId},
     stats::Role,
@@ -45,7 +45,7 @@ fn check(cluster: &Cluster, load: Load) {
     let mut written = load.stop();
     println!("{} writes were acknowledged", written.acknowledged);
     written.check(cluster);
-    cluster.until_whole();
+    until_whole(cluster);
     written.check(cluster);
 }
 
@@ -66,22 +66,12 @@ fn each_leader_that_is_killed_under_load_is_replaced_and_comes_back() {
         assert_eq!(cluster.leaders(shard), [heir]);
         let back = Instant::now();
         again.push(recipe.expect("killed").start());
-        cluster_is_whole_under_load(&cluster);
+        until_in_sync(&cluster, victim);
         println!("{victim} is in sync again after {:?}", back.elapsed());
         assert_eq!(cluster.leaders(shard), [heir], "it follows");
         load.until_flows(anywhere);
     }
     check(&cluster, load);
-}
-
-/// Every partition has all of its members; they are not the same while writes go on.
-#[track_caller]
-fn cluster_is_whole_under_load(cluster: &Cluster) {
-    until_ok("every partition has its followers in sync", || {
-        let answer = cluster.send(Method::GET, "/readyz", &[], "");
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
-        if answer.status == StatusCode::OK && answer.json()["status"] == "ready" { Ok(()) } else { Err(text) }
-    });
 }
 
 #[test]
@@ -99,7 +89,7 @@ fn a_follower_without_its_leader_serves_all_that_was_acknowledged() {
     println!("writes flow {:?} after the start of the follower", since.elapsed());
     assert_eq!(cluster.leaders(0), ["shard0-follower"]);
     let _leader = recipes[0].start();
-    cluster_is_whole_under_load(&cluster);
+    until_in_sync(&cluster, "shard0-leader");
     check(&cluster, load);
 }
 
@@ -115,45 +105,9 @@ fn a_leader_goes_on_without_a_follower_that_is_killed_and_says_that_it_is_alone(
     let map = cluster.topology().map;
     assert!(map.partitions.iter().all(|p| p.configuration.as_ref().is_some_and(|c| c.in_sync.is_empty())), "{map:?}");
     let _follower = recipe.expect("killed").start();
-    cluster_is_whole_under_load(&cluster);
+    until_in_sync(&cluster, "shard0-follower");
     check(&cluster, load);
     assert_eq!(run(&mut cluster.kv(&["status"])).0, 0);
-}
-
-#[test]
-fn a_leader_that_needs_two_replicas_refuses_writes_until_there_are_two() {
-    let cluster = Cluster::start(&[&PAIR[..], &["--min-in-sync", "2"]].concat());
-    let put = |value: &'static str| cluster.send(Method::PUT, "/v1/kv/key", &[], value);
-    let read = || cluster.send(Method::GET, "/v1/kv/key", &[], "");
-    assert_eq!(put("kept").status, StatusCode::NO_CONTENT);
-    let recipe = cluster.kill("shard0-follower");
-    let refused = |answer: Answer| match answer.status.as_u16() {
-        503 => {
-            assert_eq!(answer.json()["outcome"], "not_applied", "{answer:?}");
-            Some(answer.json()["detail"].to_string())
-        }
-        // It was proposed before the death of the follower was known.
-        504 => None,
-        _ => panic!("{answer:?}"),
-    };
-    // A value of its own, which may be there later.
-    let why = until("writes are refused, and say why", || {
-        refused(put("in doubt")).filter(|why| why.contains("--min-in-sync"))
-    });
-    println!("{why}");
-    let before = read();
-    assert_eq!(before.status, StatusCode::OK);
-    hold("it refuses writes, and reads go on", Duration::from_secs(1), || {
-        let (write, read) = (put("never"), read());
-        assert_eq!((write.status.as_u16(), write.json()["outcome"].as_str()), (503, Some("not_applied")), "{write:?}");
-        (read.status != StatusCode::OK || read.body != before.body).then(|| format!("{read:?}"))
-    });
-    let status = run(&mut cluster.kv(&["status"])).1;
-    assert!(status.contains("UNAVAILABLE"), "{status}");
-    let _follower = recipe.start();
-    until("writes flow", || (put("new").status == StatusCode::NO_CONTENT).then_some(()));
-    cluster.until_whole();
-    assert_eq!(read().body, "new");
 }
 
 /// In both directions: the node that comes back is preferred, and gets what it led by itself.
@@ -214,6 +168,6 @@ fn without_a_controller_pairs_go_on_and_nobody_is_replaced_until_it_is_back() {
     assert!(since.elapsed() < BOUND);
     assert_eq!(cluster.leaders(0), ["shard0-follower"]);
     let _leader = leader.start();
-    cluster_is_whole_under_load(&cluster);
+    until_in_sync(&cluster, "shard0-leader");
     check(&cluster, load);
 }

@@ -3,7 +3,7 @@
 //! write the latter anew, and read the difference.
 //!
 //! * `cluster leader follower…`: makes all of them, with epoch 1 on their disks
-//! * `connect A B`, `disconnect A B`: A's connection to B; what is on its way is lost
+//! * `connect A B [DISK]`, `disconnect A B`: A's connection to B; what is on its way is lost
 //! * `write NODE TEXT`, `barrier NODE`
 //! * `flush NODE [count=N]`: all entries, or the next N, are on disk · `send NODE`: the Prepares that it has for others
 //! * `deliver FROM TO [count=N]`, `lose FROM TO [count=N]`, `keep FROM TO` and `late FROM TO`: what is on its way is set
@@ -14,7 +14,7 @@
 //! * `read NODE PEER [lost]`: its log is read for the peer, or does not reach back so far · `copy NODE PEER`: its table is sent
 //!   to the peer, `kept NODE`: what came is on disk
 //! * `config EPOCH leader follower…`: everyone learns it · `decide`: the controller carries out what was proposed ·
-//!   `learn NODE`: it learns the newest configuration · `controller NODE gone|back`
+//!   `forget`: what was proposed gets lost · `learn NODE`: it learns the newest configuration · `controller NODE gone|back`
 //! * `handoff NODE [PEER|leave]`, `drop NODE PEER`
 //! * `tick MS`, `settle` (flushes, sends and delivers until nothing is left to do), `status`
 
@@ -396,7 +396,10 @@ impl goldenscript::Runner for Script {
                     self.flush(node, usize::MAX, &mut out)?;
                 }
             }
-            "connect" => self.connect(node(0)?, node(1)?, DiskId(1), &mut out)?,
+            "connect" => {
+                let disk = words.get(2).map_or(Ok(1), |disk| disk.parse())?;
+                self.connect(node(0)?, node(1)?, DiskId(disk), &mut out)?;
+            }
             "disconnect" => {
                 self.network.remove(&(node(0)?, node(1)?));
                 self.network.remove(&(node(1)?, node(0)?));
@@ -511,6 +514,7 @@ impl goldenscript::Runner for Script {
                     }
                 }
             }
+            "forget" => self.proposals.clear(),
             "learn" => {
                 let newest = self.configurations.last().ok_or("no cluster")?.clone();
                 self.give(node(0)?, Event::ConfigChanged(newest), &mut out)?;

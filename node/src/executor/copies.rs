@@ -42,6 +42,14 @@ struct Sending {
     walk: CopyWalk,
 }
 
+impl Sending {
+    /// Whether the connection that it goes over is there, and its epoch not over.
+    fn goes_on(&self, line: Option<LineKey>, partition: Option<&Partition>) -> bool {
+        let leads = |p: &Partition| p.replica.role() == Role::Leader && p.replica.configuration().epoch == self.epoch;
+        line == Some(self.line) && partition.is_some_and(leads)
+    }
+}
+
 impl Executor {
     /// A replica is to be sent a copy of the table, from now on.
     pub(super) fn begin_copy(&mut self, id: PartitionId, to: NodeId, sent: u64) {
@@ -58,14 +66,11 @@ impl Executor {
     /// Sends a replica what there is room for of the copy that it is to be sent; false when some is left.
     pub(super) fn send_copy_parts(&mut self, id: PartitionId, to: NodeId) -> bool {
         let Some(mut sending) = self.copies.sending.remove(&(id, to)) else { return true };
-        let Sending { line, epoch, start, sent, .. } = sending;
+        let (line, start, sent) = (sending.line, sending.start, sending.sent);
         loop {
-            if self.links.line_to(to, id) != Some(line) {
-                return true;
-            }
-            let has_room = self.has_room_to(line);
+            let (found, has_room) = (self.links.line_to(to, id), self.has_room_to(line));
             let Some(partition) = self.partition(id) else { return true };
-            if partition.replica.configuration().epoch != epoch || partition.replica.role() != Role::Leader {
+            if !sending.goes_on(found, Some(partition)) {
                 return true;
             }
             if !has_room {
@@ -91,7 +96,12 @@ impl Executor {
     }
 
     /// Has the log keep what other replicas have to be sent of it, from now on.
-    pub(super) fn keep_log_for_others(&self) {
+    pub(super) fn keep_log_for_others(&mut self) {
+        let (links, partitions) = (&self.links, &self.partitions);
+        self.copies.sending.retain(|(id, to), sending| {
+            let partition = partitions.get(usize::from(id.0)).and_then(Option::as_deref);
+            sending.goes_on(links.line_to(*to, *id), partition)
+        });
         let mut needed = Vec::with_capacity(self.owned.len());
         for id in &self.owned {
             let partition = self.partitions.get(usize::from(id.0)).and_then(Option::as_ref);
@@ -107,7 +117,7 @@ impl Executor {
     /// is reset.
     pub(super) fn reset_table(&mut self, id: PartitionId) {
         self.copies.loaded.retain(|loaded| *loaded != id);
-        self.change_table(id, |partition| partition.reset_table());
+        self.change_table(id, Partition::reset_table);
     }
 
     /// A part of the copy came.

@@ -275,8 +275,13 @@ impl Executor {
     pub(super) fn handle_peer_message(&mut self, now: Instant64, line: LineKey, role: Role, message: PeerMessage) {
         let id = message.partition;
         // Not known yet, or another executor's: whoever says it says it again.
+        let (me, stops) = (self.shared.me, self.stopping.is_some());
         let Some(configuration) = self.partition(id).map(|p| p.replica.configuration()) else { return };
         let from_leader = is_leaders(&message.body);
+        // Who is about to stop does not come back in sync before.
+        if stops && from_leader && !configuration.is_member(me) {
+            return;
+        }
         let from = match role {
             // Who resigns leads no more; the core knows who may.
             Role::PeerIn { member } if message.body == PeerBody::Resign => member.node,

@@ -100,6 +100,8 @@ pub(crate) struct Shared {
     pub(crate) proposals: u64,
     /// When the node started.
     pub(crate) started: Instant64,
+    /// How many executors may still pass on leadership while the node stops.
+    pub(crate) passing_on: AtomicUsize,
 }
 
 /// The state of an executor.

@@ -26,7 +26,7 @@ use std::{
     cell::RefCell,
     os::fd::{FromRawFd, IntoRawFd, OwnedFd},
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -148,7 +148,7 @@ pub(crate) async fn run(
     let wake = executor.borrow().wakes.checkpoints.clone();
     spawn_next_turn(keep_log_short(this.clone(), wake));
     if index == ExecutorIndex(0) {
-        spawn_next_turn(membership::keep_registered(this.clone(), shared));
+        spawn_next_turn(membership::keep_registered(this.clone(), shared.clone()));
     }
     while executor.borrow().stopping.is_none() {
         let first = mail.receive().await;
@@ -158,7 +158,15 @@ pub(crate) async fn run(
     }
     let asked = clock::now();
     executor.borrow_mut().pass_on_leadership();
-    while executor.borrow().passes_on_leadership() && clock::now().since(asked) < HANDOFF_TIMEOUT {
+    let mut told = false;
+    while clock::now().since(asked) < HANDOFF_TIMEOUT {
+        if !executor.borrow().passes_on_leadership() && !std::mem::replace(&mut told, true) {
+            shared.passing_on.fetch_sub(1, Ordering::SeqCst);
+        }
+        // The others reach the controller through this one.
+        if told && (index != ExecutorIndex(0) || shared.passing_on.load(Ordering::SeqCst) == 0) {
+            break;
+        }
         sleep(HANDOFF_TICK).await;
         while let Some(first) = mail.try_receive() {
             take_mail(&executor, first, &mail);

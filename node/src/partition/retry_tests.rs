@@ -199,7 +199,10 @@ impl World {
                         assert_eq!(first, decision, "write {number} is answered in two ways");
                     }
                 }
-                Action::Propose(change) => self.decide(change),
+                Action::Propose(change) => {
+                    let epoch = host.partition.as_ref().expect("it acts").replica.configuration().epoch;
+                    self.decide(epoch, change);
+                }
                 Action::Resign { epoch, .. } => {
                     if self.connected {
                         self.hosts[1 - at].inbox.push_back((epoch, PeerBody::Resign));
@@ -219,10 +222,13 @@ impl World {
         }
     }
 
-    fn decide(&mut self, change: Change) {
-        let proposal = Proposal { id: 0, partition: PartitionId(0), epoch: self.configuration.epoch, change };
-        if let Ok(next) = configuration::apply(Some(&self.configuration), &proposal) {
+    fn decide(&mut self, epoch: Epoch, change: Change) {
+        let proposal = Proposal { id: 0, partition: PartitionId(0), epoch, change };
+        if configuration::apply(Some(&self.configuration), &proposal).is_ok() {
             self.disconnect();
+        }
+        // Whoever lost the connection may have had another decision made.
+        if let Ok(next) = configuration::apply(Some(&self.configuration), &proposal) {
             self.configuration = next;
             self.leaders += 1;
             for at in 0..2 {
@@ -287,7 +293,10 @@ impl World {
         let (at, leader) = (self.leader(), self.configuration.leader);
         if configuration_of(&self.hosts[at].log[..self.hosts[at].on_disk]).is_some_and(|c| c == self.configuration) {
             let to = self.hosts[1 - at].member;
-            self.decide(Change::Handoff { leader, to, in_sync: vec![leader] });
+            if !self.configuration.in_sync.contains(&to) {
+                return;
+            }
+            self.decide(self.configuration.epoch, Change::Handoff { leader, to, in_sync: vec![leader] });
         }
     }
 

@@ -1,23 +1,17 @@
-//! A copy of a leader's table on its way to a learner, as whoever embeds a replica makes it: slice by slice, while the table changes.
-//! Its parts are those of a checkpoint.
+//! A copy of a leader's table on its way to a learner, as whoever embeds a replica makes it: part by part, while the table changes.
 
 use crate::{
     checks::Verdict,
-    disk::{CLUSTER, Process},
     node::Place,
     queue::{Happening, MS},
     world::World,
 };
 use kv_proto::{
-    ids::{DiskId, Epoch, Lsn, NodeId, PartitionId},
+    ids::{Epoch, NodeId},
     replication::{PeerBody, Position},
 };
 use kv_replication::replica::{Event, Replica};
-use kv_storage::{
-    checkpoint::{Encoder, Header},
-    log::format::Identity,
-    table::{Entry, Walk},
-};
+use kv_storage::copy::CopyWalk;
 
 /// A copy that is being made.
 #[derive(Debug)]
@@ -28,34 +22,9 @@ pub(crate) struct Outgoing {
     epoch: Epoch,
     /// The last record that was applied when it began.
     pub(crate) start: Position,
-    encoder: Encoder,
-    /// The operations up to here were sent.
-    operations: Lsn,
-    walk: Walk,
+    walk: CopyWalk,
     /// How many parts were sent.
     parts: u32,
-}
-
-/// In whose name checksums of copies are made: who makes one, and who reads it, are not the same.
-pub(crate) fn identity() -> Identity {
-    Identity { node: NodeId::new("copy").expect("a name"), disk: DiskId(0) }
-}
-
-impl Outgoing {
-    /// The next part, and the end of the copy and the digest then if it is the last.
-    fn next(mut self, process: &Process, max_bytes: usize) -> (Vec<u8>, Result<Self, (Lsn, u64)>) {
-        if let Some((part, upto)) = self.encoder.take_operations(&process.operations, self.operations, max_bytes) {
-            self.operations = upto;
-            return (part, Ok(self));
-        }
-        let push = &mut |key: &[u8], entry: Entry<'_>| self.encoder.push(key, entry);
-        if self.walk.next_chunk(&process.table, max_bytes, push) {
-            let end = process.applied.lsn;
-            let part = self.encoder.finish(end, process.table.digest(), process.operations.digest());
-            return (part, Err((end, process.digest())));
-        }
-        (self.encoder.take_chunk(), Ok(self))
-    }
 }
 
 impl World {
@@ -63,14 +32,10 @@ impl World {
         let Some(connection) = self.connection(place, to) else { return Ok(()) };
         self.coverage.note("copies begun", 1);
         let part = self.part_mut(place);
-        let configuration = part.replica.as_ref().expect("who sends a copy").configuration().clone();
-        let (epoch, partition) = (configuration.epoch, PartitionId(place.partition as u16));
-        let start = part.disk.process.as_ref().expect("it is running").applied;
-        let (encoder, bytes) = Encoder::new(identity(), &Header { cluster: CLUSTER, partition, configuration, start });
-        let (operations, walk) = (Lsn(0), Walk::new());
-        part.outgoing.insert(connection, Outgoing { to, sent, epoch, start, encoder, operations, walk, parts: 1 });
+        let epoch = part.replica.as_ref().expect("who sends a copy").configuration().epoch;
+        let start = part.disk.begin_copy();
+        part.outgoing.insert(connection, Outgoing { to, sent, epoch, start, walk: CopyWalk::default(), parts: 0 });
         self.send_on(connection, true, (epoch, PeerBody::CopyBegin { start, sent }));
-        self.send_on(connection, true, (epoch, PeerBody::CopyPart { sent, number: 0, bytes }));
         self.go_on_with_copy(place, connection);
         Ok(())
     }
@@ -81,29 +46,27 @@ impl World {
         self.queue.push(self.queue.now + takes, Happening::Slice { place, life, connection });
     }
 
-    /// The next slice; none if the connection is gone, or the leader in another epoch.
+    /// The next part; none if the connection is gone, or the leader in another epoch.
     pub(crate) fn send_slice(&mut self, place: Place, connection: u64) -> Verdict {
         let max_bytes = 1 + self.random.below(400) as usize;
         let part = &mut self.nodes[place.node].parts[place.partition];
         let Some(mut copy) = part.outgoing.remove(&connection) else { return Ok(()) };
-        let epoch = part.replica.as_ref().map(Replica::configuration).map(|c| c.epoch);
-        if epoch != Some(copy.epoch) || !self.network.is_open(connection) {
+        let current = part.replica.as_ref().map(Replica::configuration).map(|c| c.epoch);
+        if current != Some(copy.epoch) || !self.network.is_open(connection) {
             return Ok(());
         }
-        let (to, sent, start, epoch, number) = (copy.to, copy.sent, copy.start, copy.epoch, copy.parts);
-        copy.parts += 1;
-        let (bytes, rest) = copy.next(part.disk.process.as_ref().expect("it is running"), max_bytes);
+        let Outgoing { to, sent, epoch, start, parts: number, .. } = copy;
+        let process = part.disk.process.as_ref().expect("it is running");
+        let (bytes, is_last) = copy.walk.next_part(&process.table, &process.operations, max_bytes);
+        let (end, digest) = (process.applied.lsn, process.digest());
         self.send_on(connection, true, (epoch, PeerBody::CopyPart { sent, number, bytes }));
-        match rest {
-            Ok(copy) => {
-                self.part_mut(place).outgoing.insert(connection, copy);
-                self.go_on_with_copy(place, connection);
-                Ok(())
-            }
-            Err((end, digest)) => {
-                self.send_on(connection, true, (epoch, PeerBody::CopyEnd { sent, parts: number + 1, end, digest }));
-                self.give(place, Event::CopySent { to, start })
-            }
+        copy.parts += 1;
+        if is_last {
+            self.send_on(connection, true, (epoch, PeerBody::CopyEnd { sent, parts: copy.parts, end, digest }));
+            return self.give(place, Event::CopySent { to, start });
         }
+        self.part_mut(place).outgoing.insert(connection, copy);
+        self.go_on_with_copy(place, connection);
+        Ok(())
     }
 }

@@ -53,7 +53,7 @@ impl World {
             Node::new(at, clock, disk, plan.partitions)
         };
         let nodes: Vec<Node> = (0..plan.nodes).map(node).collect();
-        let lenient = !plan.rules.members_alone;
+        let lenient = !(plan.rules.members_alone && plan.rules.handoff_among_members);
         let mut world = World {
             controller: Controller::new(plan.nodes as u16, plan.partitions, plan.ack, lenient),
             network: Network::default(),
@@ -243,7 +243,7 @@ impl World {
                 Action::Resign { to, epoch } => self.send(place, to, (epoch, PeerBody::Resign))?,
                 Action::SendCopy { to, sent } => self.begin_copy(place, to, sent)?,
                 Action::ResetTable => self.part_mut(place).disk.reset_table(),
-                Action::LoadTable { bytes } => self.part_mut(place).disk.load(&bytes),
+                Action::LoadTable { bytes } => self.part_mut(place).disk.load(&bytes)?,
                 Action::KeepTable { end, digest } => self.part_mut(place).disk.keep_table(end, digest)?,
                 Action::Propose(change) => {
                     match &change {

@@ -2,13 +2,10 @@
 //! its parts say, and from the copy's end on the table is whole and brought to disk.
 
 use super::{Disk, Process};
-use crate::{
-    checks::{Verdict, ensure},
-    copies,
-};
+use crate::checks::{Verdict, ensure};
 use kv_proto::{effect::Effect, ids::Lsn, replication::Record};
 use kv_storage::{
-    checkpoint::{self, Checkpoint},
+    copy,
     operations::Operations,
     table::{Entry, Table},
 };
@@ -16,7 +13,6 @@ use kv_storage::{
 /// A copy that is not on disk.
 #[derive(Default)]
 pub(super) struct Incoming {
-    parts: Vec<u8>,
     /// Its end, and the digest then; once it is loaded.
     keep: Option<(Lsn, u64)>,
     /// The table is that of all records up to some one.
@@ -46,21 +42,17 @@ impl Disk {
         self.void = true;
     }
 
-    pub(crate) fn load(&mut self, bytes: &[u8]) {
-        let process = self.process.as_mut().expect("it is running");
-        if let Some(incoming) = &mut process.incoming {
-            incoming.parts.extend_from_slice(bytes);
-        }
+    pub(crate) fn load(&mut self, part: &[u8]) -> Verdict {
+        let (node, process) = (self.identity.node, self.process.as_mut().expect("it is running"));
+        let taken = copy::take_part(part, &mut process.table, &mut process.operations);
+        taken.map_err(|error| format!("{node}: a part of a copy: {error}"))
     }
 
     pub(crate) fn keep_table(&mut self, end: Lsn, digest: u64) -> Verdict {
         let (node, process) = (self.identity.node, self.process.as_mut().expect("it is running"));
         let Some(incoming) = &mut process.incoming else { return Err(format!("{node} keeps what was not sent")) };
-        let copy = checkpoint::read(&mut &incoming.parts[..], &copies::identity());
-        let Checkpoint { header, table, operations, .. } = copy.map_err(|error| format!("{node}: a copy: {error}"))?;
-        let applied = process.applied;
-        ensure(header.start == applied, || format!("{node} applied {applied} before a copy from {}", header.start))?;
-        (process.table, process.operations) = (table, operations);
+        let (applied, base) = (process.applied, self.live.base);
+        ensure(applied == base, || format!("{node} applied {applied} before a copy from {base} was there"))?;
         incoming.keep = Some((end, digest));
         self.notice_whole_table()
     }

@@ -20,7 +20,7 @@ use kv_proto::{
 };
 use kv_replication::replica::{LogEntry, Restored};
 use kv_storage::{
-    checkpoint,
+    checkpoint, copy,
     kept::Kept,
     log::{
         StreamId,
@@ -38,7 +38,7 @@ use media::{Fate, Files, Media, Shared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use upkeep::Upkeep;
 
-pub(crate) const CLUSTER: ClusterId = ClusterId(5);
+const CLUSTER: ClusterId = ClusterId(5);
 /// Bytes of entries in one batch: it fits into a segment behind its header and its states.
 const MAX_BATCH_BYTES: usize = 3 * BLOCK_BYTES;
 /// Batches that are read at a time for who needs old records.
@@ -107,7 +107,7 @@ pub(crate) struct Process {
 impl Process {
     /// Equal where the same was applied.
     pub(crate) fn digest(&self) -> u64 {
-        self.table.digest().wrapping_add(self.operations.digest().rotate_left(1))
+        copy::digest(&self.table, &self.operations)
     }
 
     /// Where the write with this operation id stands, if there is one: committed, or pending in this log.
@@ -386,12 +386,11 @@ impl Disk {
         }
         for part in &flushed.parts {
             process.kept.handle_flushed(part);
-            if part.reset.is_some() {
+            if let Some(base) = part.reset {
                 // What was there before can be neither harmed nor needed any more.
                 (self.faulty, self.harm) = (false, Harm::None);
                 self.files.borrow_mut().checkpoints.clear();
-                process.catalog.free(self.partition);
-                process.kept.release(self.durable.base, 0);
+                process.catalog.free(self.partition, base);
             }
             if part.configuration.is_some() && !std::mem::replace(&mut process.kept.adopted, true) {
                 process.catalog.adopt(self.partition);
@@ -401,6 +400,13 @@ impl Disk {
             process.kept.handle_place(*place);
         }
         self.upkeep_after_flush();
+    }
+
+    /// A copy of the table is begun for another replica: where it starts.
+    pub(crate) fn begin_copy(&mut self) -> Position {
+        let process = self.process.as_mut().expect("it is running");
+        process.kept.copied = process.applied;
+        process.applied
     }
 
     /// How many entries the replica can be told of, if it was not yet.
