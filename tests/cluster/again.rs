@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How a process was started, but for the ports that it found by itself: it has the same ones again.
+/// How a process was started. A node finds itself another port, since anybody may have the old one by now; a router has its
+/// own again, where everybody looks for it.
 pub(crate) struct Recipe {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -51,10 +52,8 @@ impl Cluster {
                 value.clone_into(&mut arguments[at + 1]);
             }
         };
-        let address = process.address.expect("it listens");
-        set("--listen", &address);
-        set("--http", &address);
         if process.role == "router" {
+            set("--http", &process.address.expect("it listens"));
             let says = |l: &str| Some(l.split_once(" controller=")?.1.trim().to_owned());
             set("--controller-listen", &self.supervisor.output.wait_for("the router says where it listens", says));
         }

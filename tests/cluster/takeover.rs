@@ -141,6 +141,7 @@ fn without_a_controller_pairs_go_on_and_nobody_is_replaced_until_it_is_back() {
         move |id: PartitionId| map.partitions[usize::from(id.0)].shard.0 == shard
     };
     let load = Load::start(&cluster, DEADLINE);
+    let (runtime, asking) = (runtime(), client(&cluster, DEADLINE));
     let since = Instant::now();
     let router = cluster.kill("router");
     load.until_flows(anywhere);
@@ -150,7 +151,6 @@ fn without_a_controller_pairs_go_on_and_nobody_is_replaced_until_it_is_back() {
     let leader = cluster.kill("shard0-leader");
     let since = Instant::now();
     load.until_flows(on(1));
-    let (runtime, asking) = (runtime(), client(&cluster, DEADLINE));
     let follower = NodeId::new("shard0-follower").expect("a name");
     let role_of_all = || {
         let stats = runtime.block_on(asking.node_stats(follower)).expect("it answers");
