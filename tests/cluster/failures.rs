@@ -89,7 +89,9 @@ pub(crate) fn kill_and_wait(cluster: &Cluster, name: &str) {
     signal(old_pid, Signal::KILL);
     let report = format!("{name} (process {old_pid}) was killed by signal 9 (SIGKILL); starting it again");
     cluster.supervisor.output.wait_for("the death is reported", |l| l.contains(&report).then_some(()));
-    let restarted = until("cluster.json is rewritten", || Some(cluster.process(name)).filter(|p| p.pid != old_pid));
+    // It is in no list while it is down.
+    let running = || cluster.manifest().processes.into_iter().find(|p| p.name == name);
+    let restarted = until("cluster.json is rewritten", || running().filter(|p| p.pid != old_pid));
     assert_eq!(restarted.address, address, "it comes back where it was");
 }
 
@@ -114,7 +116,8 @@ fn a_killed_router_comes_back_to_the_same_data() {
     assert_eq!(cluster.put("key", &json!("kept")).status, 200);
     let router = cluster.process("router").pid;
     signal(router, Signal::KILL);
-    until("cluster.json is rewritten", || (cluster.process("router").pid != router).then_some(()));
+    let running = || cluster.manifest().processes.into_iter().find(|p| p.name == "router");
+    until("cluster.json is rewritten", || running().filter(|p| p.pid != router));
     until("it serves again, at the same address", || {
         (run(&mut cluster.kv(&["get", "key"])).1 == "kept\n").then_some(())
     });

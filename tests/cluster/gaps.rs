@@ -17,6 +17,8 @@ use std::{
 use tokio::{runtime::Runtime, task::JoinHandle};
 
 const KEYS_EACH: usize = 4;
+/// How many writes of each writer, on average, are acknowledged before anything is done to their cluster.
+const ENOUGH: usize = 50;
 /// One of so many requests is a read.
 const READS: u64 = 5;
 /// What a writer waits after a failure, so that refusals do not fill the processors.
@@ -122,6 +124,9 @@ impl Load {
             Writer { partition, diary, task }
         };
         let load = Load { writers: (0..partitions).map(PartitionId).map(writer).collect(), runtime, stop };
+        let enough = load.writers.len() * ENOUGH;
+        let since = Instant::now();
+        until("writes are acknowledged", || (load.acknowledged_since(since, |_| true) >= enough).then_some(()));
         load.until_flows(|_| true);
         load
     }

@@ -83,13 +83,17 @@ fn a_follower_without_its_leader_serves_all_that_was_acknowledged() {
     let pids = ["shard0-leader", "shard0-follower"].map(|name| cluster.process(name).pid);
     signal(pids[0], Signal::KILL);
     end(pids[1], Signal::KILL);
+    let mut written = load.stop();
+    println!("{} writes were acknowledged", written.acknowledged);
     let since = Instant::now();
     let _follower = recipes[1].start();
-    load.until_flows(anywhere);
-    println!("writes flow {:?} after the start of the follower", since.elapsed());
-    assert_eq!(cluster.leaders(0), ["shard0-follower"]);
+    until("it leads", || (cluster.leaders(0) == ["shard0-follower"]).then_some(()));
+    written.check(&cluster);
+    println!("all is there {:?} after the start of the follower", since.elapsed());
+    let load = Load::start(&cluster, DEADLINE);
     let _leader = recipes[0].start();
     until_in_sync(&cluster, "shard0-leader");
+    load.until_flows(anywhere);
     check(&cluster, load);
 }
 
