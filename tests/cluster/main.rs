@@ -4,6 +4,7 @@
 mod admin;
 mod api;
 mod binary;
+mod blows;
 mod common;
 mod damage;
 mod disk;
