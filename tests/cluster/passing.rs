@@ -20,7 +20,7 @@ fn a_node_that_stops_in_order_passes_on_what_it_leads(cores: &str) {
     let (written, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let write = |writer: u64| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let client = seeds.iter().fold(Client::builder().deadline(BOUND), |b, seed| ClientBuilder::seed(b, seed));
+        let client = seeds.iter().fold(Client::builder().deadline(BOUND), ClientBuilder::seed);
         let client = client.build().expect("addresses");
         let mut n = 0;
         while !stop.load(SeqCst) {

@@ -159,7 +159,7 @@ fn names(members: &[Member]) -> String {
 
 /// What a record says; the empty one that a leader makes has no text.
 fn text(payload: &[u8]) -> String {
-    if payload.iter().all(|byte| byte.is_ascii_graphic()) {
+    if payload.iter().all(u8::is_ascii_graphic) {
         String::from_utf8_lossy(payload).into_owned()
     } else {
         "nothing".to_owned()

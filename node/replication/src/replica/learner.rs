@@ -26,7 +26,10 @@ pub(super) enum Copy {
         next: u32,
     },
     /// All of it is in the table, and the table not on disk yet.
-    Loaded,
+    Loaded {
+        /// Its end.
+        end: Lsn,
+    },
 }
 
 impl Replica {
@@ -84,7 +87,7 @@ impl Replica {
     pub(super) fn handle_copy_end(&mut self, whole: Copy, end: Lsn, digest: u64, out: &mut Actions) {
         match (self.copy, whole) {
             (Some(loading), _) if loading == whole => {
-                self.copy = Some(Copy::Loaded);
+                self.copy = Some(Copy::Loaded { end });
                 out.push(Action::KeepTable { end, digest });
             }
             (Some(Copy::Loading { sent, .. }), Copy::Loading { sent: of, .. }) if sent == of => self.give_up_copy(),
@@ -94,15 +97,17 @@ impl Replica {
 
     /// The table that was loaded is on disk.
     pub(super) fn handle_copy_kept(&mut self, out: &mut Actions) {
-        if self.copy == Some(Copy::Loaded) {
+        if let Some(Copy::Loaded { .. }) = self.copy {
             self.copy = None;
             self.send_report(out);
         }
     }
 
-    /// A copy that was on its way will not be completed.
+    /// A copy that was on its way will not be completed. Nor will one that some of what was written until its end is missing
+    /// from, if that was lost from memory, and something else comes in its place.
     pub(super) fn give_up_copy(&mut self) {
-        if self.is_loading() {
+        let is_partial = matches!(self.copy, Some(Copy::Loaded { end }) if self.committed < end);
+        if self.is_loading() || is_partial {
             self.copy = None;
             self.fault = Some("its copy of the table was not completed".to_owned());
         }
@@ -122,7 +127,9 @@ impl Replica {
                 format!("needs a copy of the table of leader {leader}: its data are of another history")
             }
             Some(Copy::Loading { .. }) => format!("receives a copy of the table of leader {leader}"),
-            Some(Copy::Loaded) => format!("received a copy of the table of leader {leader}, and brings it to disk"),
+            Some(Copy::Loaded { .. }) => {
+                format!("received a copy of the table of leader {leader}, and brings it to disk")
+            }
             None if missing > 0 => format!("catches up with leader {leader}: {missing} records are missing"),
             None => format!("waits to be added by leader {leader}"),
         })

@@ -187,6 +187,7 @@ pub struct Replica {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each replica, and it lives as long")]
 enum Role {
     Leader(Leader),
     /// Leads by the configuration, but led in this epoch before it was restarted: asks for the next.
@@ -501,7 +502,8 @@ impl Replica {
             self.role = Role::Follower(Follower::new(self.committed));
         }
         // The log of a learner that has nothing begins with a copy.
-        if !resumes && !(self.is_learner() && self.has_nothing()) {
+        let waits_for_copy = self.is_learner() && self.has_nothing();
+        if !resumes && !waits_for_copy {
             self.history = Some(self.configuration.history);
             self.log.begin(self.configuration.clone(), out);
         }

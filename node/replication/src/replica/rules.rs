@@ -44,6 +44,8 @@ pub struct Rules {
     pub disks: bool,
     /// Only an in-sync follower asks to take over.
     pub members_alone: bool,
+    /// Who was no member becomes none when leadership is passed on.
+    pub handoff_among_members: bool,
     /// A replica that may lack what it said it had neither takes over nor goes on alone.
     pub incomplete_never_leads: bool,
 }
@@ -71,6 +73,7 @@ impl Default for Rules {
             resign_names_epoch: true,
             disks: true,
             members_alone: true,
+            handoff_among_members: true,
             incomplete_never_leads: true,
         }
     }

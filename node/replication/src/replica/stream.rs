@@ -169,14 +169,12 @@ impl Progress {
             Stream::Asked => self.open(report, tail),
             Stream::Open { .. } if report.basis == Basis::Nothing && !after_copy => {}
             Stream::Open { .. } if report.basis == Basis::Nothing => self.stream = Stream::NeedsCopy,
-            Stream::Open { next, .. } => {
-                if ours && report.flushed > self.flushed {
-                    self.flushed = report.flushed;
-                    // What it was sent on an earlier connection may arrive late: it is not sent again.
-                    *next = (*next).max(report.flushed.next());
-                    let has_all = self.flushed.next() >= *next;
-                    self.flushes_since = (!has_all).then_some(now);
-                }
+            Stream::Open { next, .. } if ours && report.flushed > self.flushed => {
+                self.flushed = report.flushed;
+                // What it was sent on an earlier connection may arrive late: it is not sent again.
+                *next = (*next).max(report.flushed.next());
+                let has_all = self.flushed.next() >= *next;
+                self.flushes_since = (!has_all).then_some(now);
             }
             _ => {}
         }

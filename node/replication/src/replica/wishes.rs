@@ -140,7 +140,8 @@ impl Leader {
             self.wishes.handoff = None;
             return None;
         }
-        let others = self.followers.iter().map(|f| f.member).filter(|m| *m != to);
+        let strangers = self.learners.iter().filter(|_| !options.rules.handoff_among_members);
+        let others = self.followers.iter().chain(strangers).map(|f| f.member).filter(|m| *m != to);
         let in_sync = others.chain((!leaves).then_some(me)).collect();
         // Whoever leaves may do so since nothing of its own comes to disk any more.
         let waited = leaves && now + HANDOFF_PATIENCE / 2 >= until;
@@ -200,7 +201,7 @@ impl Replica {
         }
         let options = self.options;
         let stuck = leader.learners.iter_mut().filter(|l| l.is_stuck(now, &options));
-        let asks = stuck.map(|l| l.ask_anew()).count() > 0 || marks;
+        let asks = stuck.map(Progress::ask_anew).count() > 0 || marks;
         if marks {
             let position = Position { epoch, lsn: self.log.last().lsn.next() };
             let payload = Effect::Nothing.encode().into();

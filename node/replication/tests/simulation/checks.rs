@@ -142,6 +142,13 @@ impl Checks {
         base <= self.history.len() && self.at(log.base.lsn) == log.base && self.at(position.lsn) == position
     }
 
+    /// Whether a log has nothing else where something is committed.
+    pub(crate) fn agrees(&self, log: &Log) -> bool {
+        let last = self.history.len() as u64;
+        let same = |p: Position| p.lsn.0 > last || self.at(p.lsn) == p;
+        log.base.lsn.0 <= last && same(log.base) && log.records.iter().all(|r| same(r.position))
+    }
+
     /// Everything that none of these logs has is lost. A log that has a record has what is before it.
     pub(crate) fn lose_all_but<'a>(&mut self, logs: impl Iterator<Item = &'a Log> + Clone) {
         let kept = (0..self.history.len()).rev().map(|at| self.history[at].position);

@@ -200,7 +200,8 @@ impl World {
     }
 
     fn rest(&mut self, client: usize) {
-        let rest = if self.random.one_in(3) { self.random.below(400) } else { self.random.below(40) };
+        let upto = if self.random.one_in(8) { 400 } else { self.plan.rest_ms };
+        let rest = self.random.below(upto);
         let until = self.queue.now + (1 + rest) * MS;
         self.clients.clients[client].idle_until = until;
         self.queue.push(until, Happening::Client { client });
@@ -242,13 +243,13 @@ impl World {
             _ => others[self.random.below(others.len() as u64) as usize],
         };
         let request = Request { client, attempt: number, partition, what, is_certain };
-        if let Some(at) = self.to_client() {
+        if let Some(at) = self.client_delay() {
             self.queue.push(at, Happening::Request { node, request });
         }
     }
 
     /// When something arrives that is on its way to a client or from it; `None` if it gets lost.
-    fn to_client(&mut self) -> Option<Time> {
+    fn client_delay(&mut self) -> Option<Time> {
         if !self.healing && self.random.one_in(60) {
             return None;
         }
@@ -336,7 +337,7 @@ impl World {
     /// An answer goes out to a client.
     pub(crate) fn answer(&mut self, waiting: Waiting, answer: Answer) {
         let Request { client, attempt, .. } = waiting.request;
-        if let Some(at) = self.to_client() {
+        if let Some(at) = self.client_delay() {
             self.queue.push(at, Happening::Answer { client, attempt, answer });
         }
     }

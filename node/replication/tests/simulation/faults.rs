@@ -3,7 +3,7 @@
 use crate::{
     checks::{Verdict, ensure},
     disk::{Harm, media::Fate},
-    node::Place,
+    node::{Node, Part, Place},
     plan::Focus,
     queue::{Happening, MS, Time},
     world::World,
@@ -38,23 +38,25 @@ enum Fault {
     Force,
 }
 
-/// How frequent each is: commonly, and where the focus is on it.
-const FAULTS: [(Fault, u64, Focus, u64); 15] = [
-    (Fault::Crash, 8, Focus::Crashes, 20),
-    (Fault::PowerLoss, 1, Focus::Crashes, 6),
-    (Fault::Pause, 5, Focus::Pauses, 40),
-    (Fault::Disconnect, 8, Focus::Network, 30),
-    (Fault::Block, 5, Focus::Network, 20),
-    (Fault::CutOff, 3, Focus::Changes, 8),
-    (Fault::ControllerAway, 2, Focus::Changes, 8),
-    (Fault::SlowDisk, 3, Focus::Pauses, 6),
-    (Fault::DiskFails, 2, Focus::Crashes, 6),
-    (Fault::DiskFull, 1, Focus::Crashes, 2),
-    (Fault::Harm, 4, Focus::Crashes, 6),
-    (Fault::Handoff, 4, Focus::Changes, 20),
-    (Fault::Drop, 3, Focus::Changes, 15),
-    (Fault::Stop, 2, Focus::Changes, 8),
-    (Fault::Force, 3, Focus::Changes, 6),
+/// A fault and how frequent it is: by itself, and in addition where the focus is on it.
+type Frequency = (Fault, u64, &'static [(Focus, u64)]);
+
+const FAULTS: [Frequency; 15] = [
+    (Fault::Crash, 8, &[(Focus::Crashes, 20), (Focus::Handoffs, 15)]),
+    (Fault::PowerLoss, 1, &[(Focus::Crashes, 12)]),
+    (Fault::Pause, 5, &[(Focus::Pauses, 40)]),
+    (Fault::Disconnect, 8, &[(Focus::Network, 30), (Focus::Handoffs, 50)]),
+    (Fault::Block, 5, &[(Focus::Network, 20)]),
+    (Fault::CutOff, 3, &[(Focus::Changes, 8)]),
+    (Fault::ControllerAway, 2, &[(Focus::Changes, 8)]),
+    (Fault::SlowDisk, 3, &[(Focus::Pauses, 6)]),
+    (Fault::DiskFails, 2, &[(Focus::Crashes, 6)]),
+    (Fault::DiskFull, 1, &[(Focus::Crashes, 2)]),
+    (Fault::Harm, 4, &[(Focus::Crashes, 6)]),
+    (Fault::Handoff, 4, &[(Focus::Changes, 20), (Focus::Handoffs, 100)]),
+    (Fault::Drop, 3, &[(Focus::Changes, 15)]),
+    (Fault::Stop, 2, &[(Focus::Changes, 8)]),
+    (Fault::Force, 3, &[(Focus::Changes, 6)]),
 ];
 
 impl World {
@@ -82,10 +84,11 @@ impl World {
         let next = self.queue.now + calm / 2 + self.random.below(calm);
         self.queue.push(next, Happening::Fault);
         let focus = self.plan.focus;
-        let weigh = |(_, common, on, more): (Fault, u64, Focus, u64)| if on == focus { more } else { common };
-        let mut drawn = self.random.below(FAULTS.into_iter().map(weigh).sum());
-        let fault = FAULTS.into_iter().find(|fault| {
-            let weight = weigh(*fault);
+        let more = |on: &[(Focus, u64)]| on.iter().find(|(on, _)| *on == focus).map_or(0, |(_, more)| *more);
+        let weigh = |(_, common, on): &Frequency| common + more(on);
+        let mut drawn = self.random.below(FAULTS.iter().map(weigh).sum());
+        let fault = FAULTS.iter().find(|fault| {
+            let weight = weigh(fault);
             let hit = drawn < weight;
             drawn = drawn.saturating_sub(weight);
             hit
@@ -133,15 +136,17 @@ impl World {
             Fault::Harm if self.plan.harmful => self.harm(place)?,
             Fault::Handoff => {
                 let to = self.random.one_in(2).then(|| self.any_node()).map(|to| self.nodes[to].member.node);
-                return self.ask_leader(place.partition, Event::Handoff { to, leaves: false });
+                let leaves = self.random.one_in(2) && self.all_disks_are_sound();
+                return self.ask_leader(place.partition, Event::Handoff { to, leaves });
             }
             Fault::Drop => {
                 let node = self.nodes[node].member.node;
                 return self.ask_leader(place.partition, Event::DropFollower { node });
             }
             Fault::Stop if self.nodes[node].up && !self.nodes[node].paused => {
+                let leaves = self.all_disks_are_sound();
                 for place in self.places(node) {
-                    self.give(place, Event::Handoff { to: None, leaves: true })?;
+                    self.give(place, Event::Handoff { to: None, leaves })?;
                 }
                 self.queue.push(now + self.random.below(1_200 * MS), Happening::Stop { node, life });
             }
@@ -169,6 +174,11 @@ impl World {
         }
     }
 
+    /// Nobody leaves a partition to a replica that may turn out to be damaged.
+    fn all_disks_are_sound(&self) -> bool {
+        self.nodes.iter().flat_map(|n| &n.parts).all(|part| part.disk.is_sound())
+    }
+
     /// Whether all that is committed is on the disks of members other than this node, and will be there whatever becomes of what
     /// is on its way to the controller.
     fn is_dispensable(&self, node: usize) -> bool {
@@ -183,7 +193,9 @@ impl World {
                     other.member == member && disk.is_sound() && self.checks[partition].holds(&disk.durable, last)
                 })
         };
-        !self.queue.has_proposals() && (0..self.checks.len()).all(others_have)
+        let passes = |part: &Part| part.replica.as_ref().is_some_and(Replica::is_handing_off);
+        let changes = self.queue.has_proposals() || self.nodes.iter().flat_map(|n| &n.parts).any(passes);
+        !changes && (0..self.checks.len()).all(others_have)
     }
 
     /// Something happens to the disk of a node, if others have everything.
@@ -206,9 +218,8 @@ impl World {
         let (member, partition) = (self.nodes[node].member, place.partition);
         let current = self.controller.configuration(partition).expect("it was created");
         // Nor may anybody count on it who has not heard yet that it is no member any more.
-        let counts = |n: &crate::node::Node| {
-            n.parts[partition].replica.as_ref().is_some_and(|r| r.configuration().is_member(member))
-        };
+        let counts =
+            |n: &Node| n.parts[partition].replica.as_ref().is_some_and(|r| r.configuration().is_member(member));
         let may_cut = !current.is_member(member)
             && !self.nodes.iter().any(counts)
             && self.checks[partition].adding(current.epoch) != Some(member);
@@ -219,12 +230,16 @@ impl World {
         Ok(())
     }
 
-    /// A person stops everybody else, and declares that what this node has is all there is.
+    /// A person stops everybody else, and declares that what this node has is all there is; unless it is known to have what was
+    /// given up before.
     fn force(&mut self, node: usize) -> Verdict {
-        if !self
-            .places(node)
-            .all(|p| self.part(p).disk.is_sound() && self.controller.configuration(p.partition).is_some())
-        {
+        let up = self.nodes[node].up;
+        let log = |part: &Part| if up { part.disk.live.clone() } else { part.disk.durable.clone() };
+        let able = |p: Place| {
+            let (part, checks) = (self.part(p), &self.checks[p.partition]);
+            part.disk.is_sound() && checks.agrees(&log(part)) && self.controller.configuration(p.partition).is_some()
+        };
+        if !self.places(node).all(able) {
             return Ok(());
         }
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
@@ -234,9 +249,8 @@ impl World {
         for place in self.places(node) {
             let current = self.controller.configuration(place.partition).expect("it was created");
             let (epoch, history) = (current.epoch, HistoryId(current.history.0 + 1));
-            let part = &self.nodes[node].parts[place.partition];
-            let log = if self.nodes[node].up { &part.disk.live } else { &part.disk.durable };
-            self.checks[place.partition].lose_all_but(std::iter::once(log));
+            let kept = log(self.part(place));
+            self.checks[place.partition].lose_all_but(std::iter::once(&kept));
             let change = Change::ForceRecover { leader: self.nodes[node].member, history };
             let partition = PartitionId(place.partition as u16);
             self.force_decision(&Proposal { id: u128::MAX - u128::from(self.queue.now), partition, epoch, change })?;
@@ -310,7 +324,7 @@ impl World {
 
     /// What the replicas of a partition say of themselves.
     fn troubles(&self, partition: usize) -> String {
-        let say = |(at, node): (usize, &crate::node::Node)| {
+        let say = |(at, node): (usize, &Node)| {
             let replica = node.parts[partition].replica.as_ref();
             let trouble = replica.map(|r| (r.role(), r.prepared(), r.committed(), r.trouble(self.clock(at))));
             format!("\n  node {at} up {} paused {} {trouble:?}", node.up, node.paused)

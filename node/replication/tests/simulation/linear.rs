@@ -232,7 +232,8 @@ mod tests {
         for history in good {
             assert_eq!(check(history), Ok(()), "{history:?}");
         }
-        let bad: [(&[(u64, u64, Register)], usize); 6] = [
+        type Bad<'a> = (&'a [(u64, u64, Register)], usize);
+        let bad: [Bad<'_>; 6] = [
             (&[(0, 1, Read(1))], 0),
             (&[(0, 1, Write(1)), (2, 3, Read(0))], 1),
             (&[(0, 9, Write(1)), (1, 2, Read(1)), (3, 4, Read(0))], 2),

@@ -261,7 +261,7 @@ impl World {
     }
 
     /// How long something takes to the controller or from it; `None` if it gets lost.
-    fn to_controller(&mut self, node: usize) -> Option<Time> {
+    fn controller_delay(&mut self, node: usize) -> Option<Time> {
         if self.nodes[node].cut_off_until > self.queue.now || !self.healing && self.random.one_in(12) {
             return None;
         }
@@ -273,7 +273,7 @@ impl World {
     pub(crate) fn propose(&mut self, node: usize, proposal: Proposal) {
         let times = if !self.healing && self.random.one_in(12) { 2 } else { 1 };
         for _ in 0..times {
-            if let Some(at) = self.to_controller(node) {
+            if let Some(at) = self.controller_delay(node) {
                 self.queue.push(at, Happening::Proposal(proposal.clone()));
             }
         }
@@ -282,7 +282,7 @@ impl World {
     /// A node asks for the map.
     pub(crate) fn poll(&mut self, node: usize) {
         let (life, member) = (self.nodes[node].life, self.nodes[node].member);
-        if let Some(at) = self.to_controller(node) {
+        if let Some(at) = self.controller_delay(node) {
             self.queue.push(at, Happening::Poll { node, life, member });
         }
     }
@@ -291,7 +291,7 @@ impl World {
     pub(crate) fn push_map(&mut self, node: usize, answers: bool) {
         let (life, map) = (self.nodes[node].life, self.controller.map().clone());
         if self.nodes[node].up
-            && let Some(at) = self.to_controller(node)
+            && let Some(at) = self.controller_delay(node)
         {
             self.queue.push(at, Happening::Map { node, life, map, answers });
         }

@@ -242,15 +242,12 @@ impl World {
 
     /// The log of a partition is opened, and its replica made from what the disk has.
     fn begin(&mut self, place: Place, configuration: Configuration) -> Verdict {
-        let restored = match self.part_mut(place).disk.open()? {
-            Ok(restored) => restored,
-            Err(_) => {
-                // A person gives it another disk.
-                self.end(place.node, false);
-                self.replace_disks(place.node);
-                self.queue.push(self.queue.now + 50 * MS, Happening::Start { node: place.node });
-                return Ok(());
-            }
+        let Ok(restored) = self.part_mut(place).disk.open()? else {
+            // A person gives it another disk.
+            self.end(place.node, false);
+            self.replace_disks(place.node);
+            self.queue.push(self.queue.now + 50 * MS, Happening::Start { node: place.node });
+            return Ok(());
         };
         self.tell(|| format!("n{} comes back with {restored:?}", place.node));
         let disk = &self.nodes[place.node].parts[place.partition].disk;
@@ -347,7 +344,11 @@ impl World {
             return;
         }
         part.writing = true;
-        let takes = if slow { self.random.below(2_500 * MS) } else { 100_000 + self.random.below(3 * MS) };
+        let takes = match (slow, self.plan.durable()) {
+            (true, _) => self.random.below(2_500 * MS),
+            (false, true) => MS / 10 + self.random.below(3 * MS),
+            (false, false) => MS / 10 + self.random.below(100 * MS),
+        };
         self.queue.push(self.queue.now + takes, Happening::Synced { place, life });
     }
 

@@ -25,9 +25,12 @@ pub(crate) struct Plan {
     /// Whether a person forces a recovery.
     pub(crate) forced: bool,
     pub(crate) clients: usize,
+    /// How long clients rest at most, mostly.
+    pub(crate) rest_ms: u64,
     /// For how long there are faults.
     pub(crate) faulty_ms: u64,
     pub(crate) beacon_ms: u64,
+    pub(crate) start_patience_ms: u64,
     pub(crate) message_bytes: usize,
     pub(crate) max_pending: usize,
     pub(crate) rules: Rules,
@@ -46,6 +49,8 @@ pub(crate) enum Focus {
     Pauses,
     /// What a person asks for, and the controller that is slow to do it.
     Changes,
+    /// Leadership goes to and fro, and what was said of it is late.
+    Handoffs,
 }
 
 impl Plan {
@@ -54,7 +59,8 @@ impl Plan {
         for _ in 0..4 {
             random.below(2);
         }
-        let focus = [Focus::Everything, Focus::Crashes, Focus::Network, Focus::Pauses, Focus::Changes];
+        let focuses =
+            [Focus::Everything, Focus::Crashes, Focus::Network, Focus::Pauses, Focus::Changes, Focus::Handoffs];
         let durable = !random.one_in(3);
         Plan {
             seed,
@@ -65,12 +71,14 @@ impl Plan {
             min_in_sync: if random.one_in(4) { 2 } else { 1 },
             datagrams: random.one_in(4),
             calm: [120, 250, 500, 1000][random.below(4) as usize],
-            focus: focus[random.below(5) as usize],
+            focus: focuses[random.below(6) as usize],
             harmful: durable && random.one_in(3),
             forced: random.one_in(16),
-            clients: 2 + random.below(4) as usize,
+            clients: 2 + random.below(6) as usize,
+            rest_ms: [4, 40, 200][random.below(3) as usize],
             faulty_ms: 4_000 + random.below(5_000),
             beacon_ms: [100, 250][random.below(2) as usize],
+            start_patience_ms: [100, 2_000][random.below(2) as usize],
             message_bytes: [120, 400][random.below(2) as usize],
             max_pending: 4 + random.below(12) as usize,
             rules,
@@ -85,7 +93,7 @@ impl Plan {
     pub(crate) fn options(&self) -> Options {
         Options {
             beacon_interval: Duration::from_millis(self.beacon_ms),
-            start_patience: Duration::from_secs(2),
+            start_patience: Duration::from_millis(self.start_patience_ms),
             reads: self.reads,
             min_in_sync: self.min_in_sync,
             durable: self.durable(),

@@ -53,7 +53,7 @@ impl World {
             Node::new(at, clock, disk, plan.partitions)
         };
         let nodes: Vec<Node> = (0..plan.nodes).map(node).collect();
-        let lenient = !plan.rules.members_alone;
+        let lenient = !(plan.rules.members_alone && plan.rules.handoff_among_members);
         let mut world = World {
             controller: Controller::new(plan.nodes as u16, plan.partitions, plan.ack, lenient),
             network: Network::default(),
