@@ -277,7 +277,7 @@ impl World {
         }
         let clients = self.plan.clients;
         (0..clients).for_each(|client| self.queue.push(now + 20 * MS, Happening::Client { client }));
-        let mut next = now;
+        let (mut next, mut rescued) = (now, false);
         loop {
             self.step()?;
             if self.queue.now < next {
@@ -285,6 +285,9 @@ impl World {
             }
             next = self.queue.now + 50 * MS;
             let Err(why) = self.is_well() else { break };
+            if self.queue.now > now + PATIENCE / 3 && !self.plan.durable() && !std::mem::replace(&mut rescued, true) {
+                self.rescue()?;
+            }
             ensure(self.queue.now < now + PATIENCE, || format!("30 s after the last fault: {why}"))?;
         }
         for (partition, checks) in self.checks.iter().enumerate() {
@@ -294,6 +297,19 @@ impl World {
             self.coverage.note("epochs served", checks.epochs_served());
         }
         self.clients.verify(&self.checks)
+    }
+
+    /// Where memory is enough, those who may lack something can wait for ever for one whose log is damaged: a person decides.
+    fn rescue(&mut self) -> Verdict {
+        for partition in 0..self.checks.len() {
+            let current = self.controller.configuration(partition).ok_or("it was never created")?;
+            let leader = self.index(current.leader.node);
+            let damaged = |n: &&Node| current.is_member(n.member) && !n.parts[partition].disk.is_sound();
+            if self.nodes.iter().any(|n| damaged(&n)) {
+                self.force(leader)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether every partition has all its replicas, serves, and all of them have the same; and the clients are done.

@@ -47,7 +47,10 @@ const MUTATIONS: [Mutation; 22] = [
     ("forget having asked to take over, without the grace", 200, |p| {
         (p.rules.silent_after_takeover, p.rules.grace) = (false, false);
     }),
-    ("answer after having asked to take over", 200, |p| p.rules.silent_after_takeover = false),
+    ("answer after having asked to take over", 500, |p| {
+        p.rules.silent_after_takeover = false;
+        p.focus = Focus::Network;
+    }),
     ("no grace", 200, |p| {
         p.rules.grace = false;
         p.focus = Focus::Handoffs;
@@ -66,15 +69,15 @@ const MUTATIONS: [Mutation; 22] = [
         p.rules.resign_after_leaving = false;
         p.focus = Focus::Handoffs;
     }),
-    ("take a Resign for another epoch", 1000, |p| {
+    ("take a Resign for another epoch", 2000, |p| {
         p.rules.resign_names_epoch = false;
-        (p.focus, p.calm, p.reads) = (Focus::Handoffs, 120, Reads::Lease);
+        (p.focus, p.calm, p.reads, p.nodes, p.datagrams) = (Focus::Handoffs, 250, Reads::Lease, 2, true);
     }),
     ("add a learner that is not caught up", 50, |p| p.rules.add_caught_up = false),
-    ("acknowledge from memory, and whoever may lack something leads", 1000, |p| {
+    ("acknowledge from memory, and whoever may lack something leads", 500, |p| {
         p.rules.incomplete_never_leads = false;
-        (p.ack, p.harmful) = (AckMode::Replicated, false);
-        (p.focus, p.calm, p.start_patience_ms, p.rest_ms) = (Focus::Crashes, 250, 0, 4);
+        (p.ack, p.harmful, p.min_in_sync) = (AckMode::Replicated, false, 1);
+        (p.focus, p.calm, p.start_patience_ms, p.rest_ms) = (Focus::Crashes, 1000, 0, 4);
     }),
     ("act in an epoch before it is on disk", 50, |p| p.rules.epoch_on_disk_first = false),
 ];

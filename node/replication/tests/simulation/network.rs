@@ -117,6 +117,7 @@ impl World {
             let delay = match self.random.below(if self.healing { 16 } else { 20 }) {
                 0..16 => 50_000 + self.random.below(MS),
                 16..19 => self.random.below(10 * MS),
+                _ if single && self.random.one_in(3) => self.random.below(3_000 * MS),
                 _ => self.random.below(300 * MS),
             };
             let c = self.network.connections.get_mut(&connection).expect("it was just there");
