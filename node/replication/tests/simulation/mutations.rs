@@ -101,11 +101,14 @@ const DISK_MUTATIONS: [Mutation; 5] = [
 
 /// As the runs are in which a mutation is tried, with all rules.
 pub(crate) fn like(name: &str, plan: Plan) -> Plan {
+    Plan { rules: plan.rules, disk_rules: plan.disk_rules, ..mutated(name, plan) }
+}
+
+pub(crate) fn mutated(name: &str, mut plan: Plan) -> Plan {
     let is_it = |(known, _, _): &&Mutation| known.starts_with(name);
     let (_, _, mutate) = MUTATIONS.iter().chain(&DISK_MUTATIONS).find(is_it).expect("a mutation");
-    let mut mutated = plan;
-    mutate(&mut mutated);
-    Plan { rules: plan.rules, disk_rules: plan.disk_rules, ..mutated }
+    mutate(&mut plan);
+    plan
 }
 
 /// Every mutation is noticed, in a run in which nothing is to be noticed without it.

@@ -18,6 +18,7 @@ use kv_proto::{
     stats::Role,
 };
 use kv_replication::replica::{Action, Actions, Event, LogEntry, Outcome, ReadCheck, Refusal, Replica};
+use std::collections::BTreeSet;
 
 /// More than any run has: who has more does the same thing again and again.
 const MAX_EVENTS: u64 = 100_000;
@@ -37,6 +38,9 @@ pub(crate) struct World {
     /// Disks that there ever were.
     pub(crate) disks: u128,
     proposals: u128,
+    /// Those of a leader that had everything, and leave somebody out: it may have been the last who had what is in memory, and be
+    /// gone when they are decided.
+    partings: BTreeSet<u128>,
     pub(crate) coverage: Coverage,
     /// Whether everything that happens is printed.
     trace: bool,
@@ -62,6 +66,7 @@ impl World {
             healing: false,
             disks: 1,
             proposals: 0,
+            partings: BTreeSet::new(),
             coverage: Coverage::default(),
             trace: std::env::var_os("KV_SIM_TRACE").is_some(),
             queue: Queue::default(),
@@ -193,7 +198,7 @@ impl World {
         if let Some(stranger) = after.members().find(|m| !was_member(m)).filter(|_| !admits) {
             return Err(format!("{stranger} was no member and is one in epoch {}", after.epoch));
         }
-        if !self.plan.durable() {
+        if self.partings.contains(&proposal.id) {
             self.note_losses(partition);
         }
         (0..self.nodes.len()).for_each(|node| self.push_map(node, false));
@@ -220,6 +225,7 @@ impl World {
     pub(crate) fn carry_out(&mut self, place: Place, actions: Actions) -> Verdict {
         let replica = self.part(place).replica.as_ref().expect("who acts has a replica");
         let (configuration, committed) = (replica.configuration().clone(), replica.committed());
+        let has_everything = !replica.is_incomplete();
         let (node, epoch, life) = (place.node, configuration.epoch, self.nodes[place.node].life);
         let leads = configuration.leader == self.nodes[node].member
             && self.controller.configuration(place.partition).is_some_and(|c| c.epoch == epoch);
@@ -252,6 +258,10 @@ impl World {
                         _ => {}
                     }
                     self.proposals += 1;
+                    let parts = matches!(change, Change::Drop { .. } | Change::Handoff { .. });
+                    if parts && has_everything && !self.plan.durable() {
+                        self.partings.insert(self.proposals);
+                    }
                     let partition = PartitionId(place.partition as u16);
                     self.propose(node, Proposal { id: self.proposals, partition, epoch, change });
                 }
