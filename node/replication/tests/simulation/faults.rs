@@ -42,10 +42,10 @@ enum Fault {
 type Frequency = (Fault, u64, &'static [(Focus, u64)]);
 
 const FAULTS: [Frequency; 15] = [
-    (Fault::Crash, 8, &[(Focus::Crashes, 20), (Focus::Handoffs, 15)]),
+    (Fault::Crash, 8, &[(Focus::Crashes, 20), (Focus::Handoffs, 5)]),
     (Fault::PowerLoss, 1, &[(Focus::Crashes, 12)]),
     (Fault::Pause, 5, &[(Focus::Pauses, 40)]),
-    (Fault::Disconnect, 8, &[(Focus::Network, 30), (Focus::Handoffs, 50)]),
+    (Fault::Disconnect, 8, &[(Focus::Network, 30), (Focus::Handoffs, 15)]),
     (Fault::Block, 5, &[(Focus::Network, 20)]),
     (Fault::CutOff, 3, &[(Focus::Changes, 8)]),
     (Fault::ControllerAway, 2, &[(Focus::Changes, 8)]),
@@ -85,7 +85,9 @@ impl World {
         self.queue.push(next, Happening::Fault);
         let focus = self.plan.focus;
         let more = |on: &[(Focus, u64)]| on.iter().find(|(on, _)| *on == focus).map_or(0, |(_, more)| *more);
-        let weigh = |(_, common, on): &Frequency| common + more(on);
+        // Handing over to and fro needs that little else happens.
+        let common = |common: u64| if focus == Focus::Handoffs { common.div_ceil(8) } else { common };
+        let weigh = |(_, by_itself, on): &Frequency| common(*by_itself) + more(on);
         let mut drawn = self.random.below(FAULTS.iter().map(weigh).sum());
         let fault = FAULTS.iter().find(|fault| {
             let weight = weigh(fault);

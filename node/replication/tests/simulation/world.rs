@@ -225,7 +225,6 @@ impl World {
     pub(crate) fn carry_out(&mut self, place: Place, actions: Actions) -> Verdict {
         let replica = self.part(place).replica.as_ref().expect("who acts has a replica");
         let (configuration, committed) = (replica.configuration().clone(), replica.committed());
-        let has_everything = !replica.is_incomplete();
         let (node, epoch, life) = (place.node, configuration.epoch, self.nodes[place.node].life);
         let leads = configuration.leader == self.nodes[node].member
             && self.controller.configuration(place.partition).is_some_and(|c| c.epoch == epoch);
@@ -259,7 +258,8 @@ impl World {
                     }
                     self.proposals += 1;
                     let parts = matches!(change, Change::Drop { .. } | Change::Handoff { .. });
-                    if parts && has_everything && !self.plan.durable() {
+                    let (checks, log) = (&self.checks[place.partition], &self.part(place).disk.live);
+                    if parts && !self.plan.durable() && checks.holds(log, checks.last()) {
                         self.partings.insert(self.proposals);
                     }
                     let partition = PartitionId(place.partition as u16);
