@@ -18,6 +18,7 @@
 
 use crate::{
     executor::nobody,
+    fatal,
     pending::{Current, Pending},
     storage::checkpoint_bytes,
 };
@@ -34,7 +35,9 @@ use kv_replication::{
     replica::{self, Action, Actions, Event, LogEntry, ReadCheck, Refusal, Replica, Token},
 };
 use kv_storage::{
+    copy::{self, CopyWalk},
     kept::Kept,
+    log::format::FormatError,
     operations::{Done, Known, Operations},
     recovery,
     table::{Entry, Table, Walk},
@@ -52,6 +55,21 @@ pub(crate) struct Partition {
     table: Table,
     operations: Operations,
     pending: Pending,
+    /// Where the table comes from, if it is a copy of another replica's that is not on disk yet.
+    copy: Option<Copy>,
+}
+
+/// A copy of another replica's table and operations on its way here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copy {
+    /// Parts are missing.
+    Loading,
+    /// A part could not be read: it will not be whole.
+    Failed,
+    /// All parts are here; with the records up to `end` they have this digest.
+    Loaded { end: Lsn, digest: u64 },
+    /// It was proved to be what the other replica has.
+    Whole,
 }
 
 /// What a key's committed entry is to who reads it.
@@ -96,7 +114,7 @@ impl Partition {
         let last = restored.last();
         let kept = Kept::new(released, last.lsn, index);
         let replica = Replica::new(id, me, configuration, restored, options, now, out);
-        Partition { replica, queued: false, kept, applied, table, operations, pending: Pending::default() }
+        Partition { replica, queued: false, kept, applied, table, operations, pending: Pending::default(), copy: None }
     }
 
     /// Gives an event to the replica.
@@ -104,8 +122,12 @@ impl Partition {
         let before = out.len();
         self.replica.handle(now, event, out);
         for action in &out[before..] {
-            if let Action::Append(LogEntry::Cut { from }) = action {
-                self.pending.cut(*from);
+            match action {
+                Action::Append(LogEntry::Cut { from }) => self.pending.cut(*from),
+                Action::Append(LogEntry::Reset { base, .. }) => {
+                    (self.applied, self.pending) = (*base, Pending::default());
+                }
+                _ => {}
             }
         }
     }
@@ -138,6 +160,80 @@ impl Partition {
     /// Walks a slice of the table; whether it was the last.
     pub(crate) fn walk(&self, walk: &mut Walk, max_bytes: usize, visit: &mut impl FnMut(&[u8], Entry<'_>)) -> bool {
         walk.next_chunk(&self.table, max_bytes, visit)
+    }
+
+    /// The next part of a copy for another replica, and whether it is the last.
+    pub(crate) fn next_part(&self, walk: &mut CopyWalk, max_bytes: usize) -> (Vec<u8>, bool) {
+        walk.next_part(&self.table, &self.operations, max_bytes)
+    }
+
+    /// Replicas that have applied the same records have the same.
+    pub(crate) fn copy_digest(&self) -> u64 {
+        copy::digest(&self.table, &self.operations)
+    }
+
+    /// Table and operations are void: a copy comes.
+    pub(crate) fn reset_table(&mut self) {
+        (self.table, self.operations) = (Table::default(), Operations::default());
+        self.copy = Some(Copy::Loading);
+    }
+
+    /// Takes a part of the copy.
+    ///
+    /// # Errors
+    /// When it cannot be read. Nothing comes of the copy then.
+    pub(crate) fn load_part(&mut self, part: &[u8]) -> Result<(), FormatError> {
+        if self.copy != Some(Copy::Loading) {
+            return Ok(());
+        }
+        let taken = copy::take_part(part, &mut self.table, &mut self.operations);
+        if taken.is_err() {
+            self.copy = Some(Copy::Failed);
+        }
+        taken
+    }
+
+    /// All parts are here, and with the records up to `end` they are what has this digest. Whether they are.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub(crate) fn end_copy(&mut self, end: Lsn, digest: u64) -> Result<(), String> {
+        if self.copy == Some(Copy::Loading) {
+            self.copy = Some(Copy::Loaded { end, digest });
+        }
+        self.prove_copy()
+    }
+
+    fn prove_copy(&mut self) -> Result<(), String> {
+        let Some(Copy::Loaded { end, digest }) = self.copy else { return Ok(()) };
+        if self.applied.lsn < end {
+            return Ok(());
+        }
+        let (here, found) = (self.applied.lsn, self.copy_digest());
+        if here > end || found != digest {
+            let id = self.replica.partition();
+            return Err(format!(
+                "the copy of the table of partition {id} has digest {found:016x} at LSN {here}, and the leader's had \
+                 {digest:016x} at LSN {end}"
+            ));
+        }
+        self.copy = Some(Copy::Whole);
+        Ok(())
+    }
+
+    /// Whether the table is a copy that is whole, and not on disk yet.
+    pub(crate) fn is_whole_copy(&self) -> bool {
+        self.copy == Some(Copy::Whole)
+    }
+
+    /// Whether the table is that of the log here, and not what comes of a copy.
+    pub(crate) fn has_own_table(&self) -> bool {
+        self.copy.is_none()
+    }
+
+    /// The copy is on disk.
+    pub(crate) fn handle_copy_kept(&mut self) {
+        self.copy = None;
     }
 
     /// The version that an LSN is.
@@ -322,6 +418,11 @@ impl Partition {
         let effect = Effect::decode(&record.payload).expect("effects are checked when they come in");
         self.operations.apply(record, &effect);
         match effect {
+            // A copy has some of what was written after its start.
+            Effect::Put { key, content_type, value, expires } if self.copy.is_some() => {
+                self.table.put_if_newer(key, Entry { lsn, expires, content_type, value });
+            }
+            Effect::Delete { key } if self.copy.is_some() => self.table.remove_if_older(lsn, key),
             Effect::Put { key, content_type, value, expires } => {
                 self.table.put(key, Entry { lsn, expires, content_type, value });
             }
@@ -334,6 +435,9 @@ impl Partition {
         }
         if let Some(id) = &record.operation_id {
             self.pending.remove_operation(id);
+        }
+        if let Err(why) = self.prove_copy() {
+            fatal::end(&why);
         }
     }
 
@@ -439,7 +543,7 @@ mod tests {
         }
 
         fn read(&self) -> Read<'_> {
-            self.partition.read(b"k", || self.wall_ms).expect("alone serves reads")
+            self.partition.read(Instant64(0), b"k", || self.wall_ms).expect("alone serves reads")
         }
 
         /// Reads what has expired, to be answered later.
@@ -447,14 +551,15 @@ mod tests {
             assert_eq!(self.read(), Read::Expired);
             self.tokens += 1;
             let token = Token(self.tokens);
-            self.partition.expire(Instant64(0), self.wall_ms, b"k", token, &mut self.out).expect("alone takes writes");
+            let read = self.partition.read_later(Instant64(0), self.wall_ms, b"k", token, &mut self.out);
+            read.expect("alone takes writes");
         }
 
         pub(super) fn value(&self) -> Option<&[u8]> {
             match self.read() {
                 Read::Value(entry) => Some(entry.value),
                 Read::Missing => None,
-                Read::Expired => panic!("expired"),
+                Read::Expired | Read::Unsure => panic!("it cannot be read now"),
             }
         }
     }
@@ -471,6 +576,78 @@ mod tests {
 
     pub(super) fn version(lsn: u64) -> Version {
         Version { history: HistoryId(0), lsn: Lsn(lsn) }
+    }
+
+    fn record(lsn: u64, effect: Effect<'_>) -> Record {
+        let position = Position { epoch: Epoch(1), lsn: Lsn(lsn) };
+        Record { position, operation_id: None, payload: effect.encode().into() }
+    }
+
+    /// A copy that starts at LSN 1 and ends at LSN 3; its parts, its digest, and the records from its start on.
+    fn copy_of_three() -> (Vec<Vec<u8>>, u64, Vec<Record>) {
+        let mut leader = Alone::new().partition;
+        let put_x = Effect::Put { key: b"x", content_type: "", value: b"x", expires: None };
+        let records = [record(1, put(b"a")), record(2, put_x), record(3, put(b"b"))];
+        leader.apply(&records[0]);
+        let mut walk = CopyWalk::default();
+        let mut parts = Vec::new();
+        for record in &records[1..] {
+            leader.apply(record);
+        }
+        loop {
+            let (part, last) = leader.next_part(&mut walk, 1);
+            parts.push(part);
+            if last {
+                return (parts, leader.copy_digest(), records.to_vec());
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_whole_when_the_records_up_to_its_end_are_applied() {
+        let (parts, digest, records) = copy_of_three();
+        let mut learner = Alone::new();
+        learner.write(put(b"old"), Condition::Any);
+        learner.flush();
+        let mut learner = learner.partition;
+        learner.reset_table();
+        learner.applied = records[0].position;
+        assert!(!learner.has_own_table() && learner.keys() == 0);
+        for part in &parts {
+            learner.load_part(part).expect("a part");
+        }
+        learner.end_copy(Lsn(3), digest).expect("as far as anybody knows");
+        learner.apply(&records[1]);
+        assert!(!learner.is_whole_copy());
+        learner.apply(&records[2]);
+        assert!(learner.is_whole_copy() && !learner.has_own_table());
+        assert_eq!((learner.copy_digest(), learner.keys()), (digest, 2));
+        learner.handle_copy_kept();
+        assert!(learner.has_own_table() && !learner.is_whole_copy());
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_used_is_never_whole() {
+        let (parts, digest, records) = copy_of_three();
+        let begin = || {
+            let mut learner = Alone::new().partition;
+            learner.reset_table();
+            learner.applied = records[2].position;
+            learner
+        };
+        let mut learner = begin();
+        learner.load_part(&[9]).expect_err("no part");
+        for part in &parts {
+            learner.load_part(part).expect("nothing comes of it any more");
+        }
+        learner.end_copy(Lsn(3), digest).expect("nothing comes of it any more");
+        assert!(!learner.is_whole_copy() && !learner.has_own_table() && learner.keys() == 0);
+        for (end, digest) in [(3, digest + 1), (2, digest)] {
+            let mut learner = begin();
+            parts.iter().for_each(|part| learner.load_part(part).expect("a part"));
+            let why = learner.end_copy(Lsn(end), digest).expect_err("it is not what the leader has");
+            assert!(why.contains("partition 0 has digest"), "{why}");
+        }
     }
 
     #[test]
@@ -492,7 +669,9 @@ mod tests {
             alone.out.iter().all(|a| !matches!(a, Action::Reply { .. })),
             "nothing is answered before it is committed"
         );
-        assert_eq!(alone.flush(), [2, 3, 4, 5, 6, 7, 8]);
+        let mut answered = alone.flush();
+        answered.sort_unstable();
+        assert_eq!(answered, [2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(alone.value(), None);
         assert_eq!(alone.write(put(b"f"), Absent), Proposed(version(4)));
         alone.flush();

@@ -135,7 +135,7 @@ pub enum PeerBody {
         sent: u64,
         /// Its number, from 0 on.
         number: u32,
-        /// As the checkpoint's format has it.
+        /// Entries or operations, as a checkpoint has them.
         bytes: Vec<u8>,
     },
     /// The end of the copy.
@@ -146,7 +146,7 @@ pub enum PeerBody {
         parts: u32,
         /// Some of what was written up to here is in the copy: with all of it, the table is whole.
         end: Lsn,
-        /// The digest of the table then.
+        /// The digest of the table and of the operations then.
         digest: u64,
     },
 }

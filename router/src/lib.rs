@@ -80,8 +80,8 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// Whether the cluster map was written is not known; started again, the router reads it.
-    #[error("the cluster map may not have been written ({0}); check the disk, then start the router again")]
+    /// The controller is of no use any more; started again, it goes on from what is on its disk.
+    #[error("the controller cannot go on: {0}; then start the router again")]
     Store(String),
 }
 

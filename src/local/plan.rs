@@ -373,7 +373,9 @@ mod tests {
         assert_eq!(
             line(2),
             "node --id shard0-follower --shard 0 --role follower --listen 127.0.0.1:0 --controller 127.0.0.1:7 \
-             --cores 2 --pin 0,3 --data-dir d/nodes/shard0-follower --supervisor-pid 42"
+             --cores 2 --pin 0,3 --data-dir d/nodes/shard0-follower --beacon-interval-ms 100 --suspect-after-ms 1000 \
+             --lease-ms 1000 --grace-ms 1500 --start-patience-ms 4000 --reads lease --min-in-sync 1 --rebalance-after-s 10 \
+             --supervisor-pid 42"
         );
     }
 

@@ -1,6 +1,9 @@
 //! What a person does to a cluster by `kv admin`, and sees of it by `kv status`.
 
-use crate::common::{BOUND, Cluster, Http, Spawned, kv, run, signal, until, until_ok};
+use crate::{
+    common::{BOUND, Cluster, Http, Spawned, run, signal, until, until_ok},
+    nodes::{FOLLOWER, LEADER, PAIR, kill, leaders, start_node, until_whole},
+};
 use hyper::{
     Method, StatusCode,
     body::Bytes,
@@ -14,57 +17,10 @@ use std::{
     time::Instant,
 };
 
-const PAIR: [&str; 4] = ["--shards", "1", "--partitions", "8"];
-const LEADER: &str = "shard0-leader";
-const FOLLOWER: &str = "shard0-follower";
-
 /// Runs `kv` with these arguments: exit code and what it printed, stdout before stderr.
 fn admin(cluster: &Cluster, arguments: &[&str]) -> (i32, String) {
     let (code, stdout, stderr) = run(&mut cluster.kv(arguments));
     (code, stdout + &stderr)
-}
-
-fn leaders(cluster: &Cluster) -> Vec<String> {
-    let map = cluster.topology().map;
-    let mut leaders: Vec<_> =
-        map.partitions().map(|(id, _)| map.configuration(id).expect("created").leader.node.to_string()).collect();
-    leaders.sort_unstable();
-    leaders.dedup();
-    leaders
-}
-
-/// Waits until every partition has its followers again.
-#[track_caller]
-fn until_whole(cluster: &Cluster) {
-    until_ok("every partition has its in-sync follower", || {
-        let answer = cluster.send(Method::GET, "/readyz", &[], "");
-        match answer.status {
-            StatusCode::OK if answer.json()["status"] == "ready" => Ok(()),
-            _ => Err(String::from_utf8_lossy(&answer.body).into_owned()),
-        }
-    });
-    until_ok("all replicas agree", || cluster.check_replicas());
-}
-
-/// A process of the cluster, started again by hand as a person does it.
-fn start_node(cluster: &Cluster, id: &str, address: &str) -> Spawned {
-    let controller = cluster.supervisor.output.wait_for("the router says where its controller listens", |line| {
-        Some(line.split_once(" controller=")?.1.trim().to_owned())
-    });
-    let mut node = kv();
-    node.args(["node", "--id", id, "--shard", "0", "--listen", address, "--controller", &controller]);
-    node.arg("--data-dir").arg(cluster.dir.path().join("nodes").join(id));
-    Spawned::start(&mut node)
-}
-
-#[track_caller]
-fn kill(cluster: &Cluster, name: &str) -> String {
-    let process = cluster.process(name);
-    signal(process.pid, Signal::KILL);
-    cluster.supervisor.output.wait_for("its death is reported", |line| {
-        line.contains(&format!("{name} (process {}) was killed", process.pid)).then_some(())
-    });
-    process.address.expect("it listens")
 }
 
 /// A planned hand-off loses nothing, and nothing fails with an outcome that nobody knows.
@@ -154,18 +110,18 @@ fn recovery_by_force_goes_on_with_what_there_is_in_a_new_history() {
     assert_eq!(cluster.send(Method::PUT, path, &[], "old").status, StatusCode::NO_CONTENT);
     let before = etag(&cluster);
     until_whole(&cluster);
-    let address = kill(&cluster, FOLLOWER);
+    kill(&cluster, FOLLOWER);
     until("the leader goes on alone", || {
         (cluster.send(Method::PUT, path, &[], "lost").status == StatusCode::NO_CONTENT).then_some(())
     });
     let (code, status, _) = run(&mut cluster.kv(&["status", "--partitions"]));
     assert!(code == 1 && status.contains("DEGRADED: 8 of 8 partitions are alone"), "{status}");
     kill(&cluster, LEADER);
-    let _follower = start_node(&cluster, FOLLOWER, &address);
-    until_ok("the follower answers", || {
+    let _follower = start_node(&cluster, FOLLOWER, &[]);
+    until_ok("the follower is a learner of a leader that is gone", || {
         let status = run(&mut cluster.kv(&["status"])).1;
         let row = status.lines().find(|line| line.starts_with(FOLLOWER)).unwrap_or_default();
-        if status.contains("UNAVAILABLE") && !row.contains("NO ANSWER") { Ok(()) } else { Err(status) }
+        if status.contains("UNAVAILABLE") && row.contains("  learning ") { Ok(()) } else { Err(status) }
     });
 
     let by_force = ["admin", "force-recover", "--led-by", LEADER, "--leader", FOLLOWER];
@@ -185,8 +141,7 @@ fn recovery_by_force_goes_on_with_what_there_is_in_a_new_history() {
     });
 
     // What the old leader has beyond that is void.
-    let address = cluster.process(LEADER).address.expect("it listened");
-    let _leader = start_node(&cluster, LEADER, &address);
+    let _leader = start_node(&cluster, LEADER, &[]);
     until_whole(&cluster);
     assert_eq!(cluster.send(Method::GET, path, &[], "").body, "new");
 }
@@ -204,8 +159,7 @@ fn a_watched_cluster_tells_what_happens_in_lines() {
     assert!(killed.elapsed() < BOUND / 2, "{:?}", killed.elapsed());
     told(&watch, "shard0-leader does not answer");
     told(&watch, "the cluster is DEGRADED: 8 of 8 partitions are alone: shard0-follower leads");
-    let address = cluster.process(LEADER).address.expect("it listened");
-    let _leader = start_node(&cluster, LEADER, &address);
+    let _leader = start_node(&cluster, LEADER, &[]);
     told(&watch, "8 partitions now with shard0-leader in sync");
     signal(watch.pid(), Signal::INT);
     assert_eq!(watch.wait().code(), Some(0));

@@ -10,7 +10,7 @@ use kv_proto::{
     frame::{Kind, append_message},
     hello::Caller,
     ids::{DiskId, Epoch, Lsn, NodeId},
-    replication::{PeerBatch, PeerBody, PeerMessage, Position, Record},
+    replication::{Basis, PeerBatch, PeerBody, PeerMessage, Position, Record},
     request::{Condition, Operation},
     routing::partition_of,
 };
@@ -32,7 +32,8 @@ fn address(process: &Process) -> String {
 /// Who says that it is the follower is not believed: a follower answers on the connection that its leader made.
 #[test]
 fn a_report_of_a_stranger_acknowledges_nothing() {
-    let cluster = Cluster::start(&["--shards", "1"]);
+    // The leader would go on without a follower that hangs.
+    let cluster = Cluster::start(&["--shards", "1", "--min-in-sync", "2"]);
     let (leader, follower) = (cluster.process("shard0-leader"), cluster.process("shard0-follower"));
     assert_eq!(cluster.put("key", &json!("old")).status, 200);
     let node = NodeId::new("shard0-follower").expect("a name");
@@ -47,7 +48,7 @@ fn a_report_of_a_stranger_acknowledges_nothing() {
         };
         until("the write is proposed", || proposed().or_else(|| writer.is_finished().then_some(())));
         let prepared = Position { epoch: Epoch(1), lsn: Lsn(2) };
-        let body = PeerBody::Report { prepared, flushed: Lsn(2), applied: Lsn(1) };
+        let body = PeerBody::Report { prepared, flushed: Lsn(2), applied: Lsn(1), answers: 0, basis: Basis::Table };
         say(&mut liar, PeerMessage { partition: partition_of(b"key", 64), epoch: Epoch(1), body });
         writer.join().expect("answered")
     });

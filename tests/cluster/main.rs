@@ -2,6 +2,7 @@
 //! comes. All in one test program, so that [`common`] can let one cluster run at a time.
 
 mod admin;
+mod again;
 mod api;
 mod binary;
 mod common;
@@ -10,19 +11,27 @@ mod disk;
 mod durability;
 mod executors;
 mod expiry;
+mod failover;
 mod failures;
 mod folder;
+mod gaps;
 mod hostile;
 mod ledger;
+mod load;
 mod memory;
 mod mounts;
+mod nodes;
 mod packages;
+mod passing;
 mod rebuild;
+mod refill;
 mod restart;
 mod retries;
 mod routers;
 mod slow;
+mod stale;
 mod start;
+mod takeover;
 
 #[path = "../../examples/load_packages/http.rs"]
 mod http;

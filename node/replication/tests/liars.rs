@@ -3,7 +3,7 @@
 use kv_proto::{
     cluster_map::Configuration,
     ids::{DiskId, Epoch, HistoryId, Lsn, Member, NodeId, PartitionId},
-    replication::{PeerBody, Position, Record},
+    replication::{Basis, PeerBody, Position, Record},
 };
 use kv_replication::{
     clock::Instant64,
@@ -52,13 +52,24 @@ fn prepare() -> impl Strategy<Value = (Position, Vec<Record>)> {
     ]
 }
 
+fn basis() -> impl Strategy<Value = Basis> {
+    prop_oneof![Just(Basis::Table), Just(Basis::Copy), Just(Basis::Nothing)]
+}
+
 fn body() -> impl Strategy<Value = PeerBody> {
     prop_oneof![
         4 => (prepare(), number())
             .prop_map(|((previous, records), committed)| PeerBody::Prepare { previous, committed: Lsn(committed), records }),
-        2 => number().prop_map(|committed| PeerBody::Beacon { committed: Lsn(committed) }),
-        4 => (position(), number(), number())
-            .prop_map(|(prepared, flushed, applied)| PeerBody::Report { prepared, flushed: Lsn(flushed), applied: Lsn(applied) }),
+        2 => (number(), number(), any::<bool>())
+            .prop_map(|(committed, sent, serving)| PeerBody::Beacon { committed: Lsn(committed), sent, serving }),
+        4 => (position(), number(), number(), number(), basis()).prop_map(|(prepared, flushed, applied, answers, basis)| {
+            PeerBody::Report { prepared, flushed: Lsn(flushed), applied: Lsn(applied), answers, basis }
+        }),
+        1 => Just(PeerBody::Resign),
+        1 => (position(), number()).prop_map(|(start, sent)| PeerBody::CopyBegin { start, sent }),
+        1 => (number(), 0..3u32).prop_map(|(sent, number)| PeerBody::CopyPart { sent, number, bytes: Vec::new() }),
+        1 => (number(), 0..3u32, number())
+            .prop_map(|(sent, parts, end)| PeerBody::CopyEnd { sent, parts, end: Lsn(end), digest: 0 }),
         1 => position().prop_map(|prepared| PeerBody::Gap { prepared }),
         1 => position().prop_map(|after| PeerBody::Fetch { after }),
         3 => (prepare(), position()).prop_map(|((previous, records), last)| PeerBody::Tail { previous, records, last }),
@@ -114,7 +125,7 @@ fn run(leads: bool, steps: Vec<Step>) {
                 Event::Timeout
             }
             Step::Send => {
-                while replica.poll_prepare(liar.node).is_some() {}
+                while replica.poll_prepare(now, liar.node).is_some() {}
                 continue;
             }
         };

@@ -4,7 +4,7 @@ use kv_proto::{
     cluster_map::Configuration,
     control::Change,
     ids::{DiskId, Epoch, HistoryId, Lsn, Member, NodeId, PartitionId},
-    replication::{PeerBody, Position, Record},
+    replication::{Basis, PeerBody, Position, Record},
     stats::Role,
 };
 use kv_replication::{
@@ -29,7 +29,7 @@ fn configuration(epoch: u64, history: u32) -> Configuration {
 fn restored(configuration: Option<Configuration>) -> Restored {
     let position = |lsn| Position { epoch: Epoch(1), lsn: Lsn(lsn) };
     let record = Record { position: position(8), operation_id: None, payload: b"x".as_slice().into() };
-    Restored { configuration, applied: position(7), tail: vec![record], fault: None }
+    Restored { configuration, applied: position(7), tail: vec![record], fault: None, incomplete: false }
 }
 
 fn start(me: Member, restored: Restored, configuration: Configuration) -> (Replica, Actions) {
@@ -44,8 +44,6 @@ fn who_may_not_take_part_says_why_and_does_nothing() {
     let faulty = Restored { fault: Some("batch 7 is damaged".into()), ..restored(Some(configuration(3, 0))) };
     let cases = [
         ("a faulty log", member("a", 1), faulty, "batch 7 is damaged"),
-        ("a stranger", member("c", 1), Restored::default(), "not a member"),
-        ("another disk", member("a", 2), Restored::default(), "not a member"),
         ("an older map", member("b", 1), restored(Some(configuration(4, 0))), "the map is older"),
         ("another history", member("b", 1), restored(Some(configuration(2, 1))), "another history"),
     ];
@@ -54,13 +52,13 @@ fn who_may_not_take_part_says_why_and_does_nothing() {
         assert_eq!(replica.role(), Role::Refused, "{name}");
         let trouble = replica.trouble(Instant64(5)).expect("a reason");
         assert!(trouble.contains(why), "{name}: {trouble}");
-        let beacon = PeerBody::Beacon { committed: Lsn(8) };
+        let beacon = PeerBody::Beacon { committed: Lsn(8), sent: 1, serving: true };
         let message = Event::Message { from: member("a", 1).node, epoch: Epoch(3), body: beacon };
         replica.handle(Instant64(6), message, &mut out);
         replica.handle(Instant64(6), Event::PeerConnected { peer: member("b", 1) }, &mut out);
         replica.handle(Instant64(6), Event::Timeout, &mut out);
         assert_eq!((out, replica.poll_timeout()), (vec![], None), "{name}");
-        assert_eq!(replica.check_read(), Err(Refusal::NotLeader), "{name}");
+        assert_eq!(replica.check_read(Instant64(6)), Err(Refusal::NotLeader), "{name}");
     }
 }
 
@@ -68,9 +66,11 @@ fn who_may_not_take_part_says_why_and_does_nothing() {
 fn who_may_begins_with_what_its_disk_lacks() {
     let begun = || vec![Action::Append(LogEntry::Configuration(configuration(3, 0)))];
     let reopen = || vec![Action::Propose(Change::Reopen { leader: member("a", 1) })];
+    let begun_to_reopen = || begun().into_iter().chain(reopen()).collect();
     let cases = [
-        ("a new leader", "a", Restored::default(), begun()),
-        ("a leader of an older epoch", "a", restored(Some(configuration(2, 0))), begun()),
+        ("a new leader, but not of the first epoch", "a", Restored::default(), begun_to_reopen()),
+        // Its disk may have forgotten that it led in this one.
+        ("a leader of an older epoch", "a", restored(Some(configuration(2, 0))), begun_to_reopen()),
         ("a leader of this epoch", "a", restored(Some(configuration(3, 0))), reopen()),
         ("a new follower", "b", Restored::default(), begun()),
         ("a follower of an older epoch", "b", restored(Some(configuration(2, 0))), begun()),
@@ -95,5 +95,40 @@ fn a_newer_configuration_cures_what_is_not_the_logs_fault() {
     let faulty = Restored { fault: Some("damage".into()), ..Restored::default() };
     let (mut replica, mut out) = start(member("b", 1), faulty, configuration(3, 0));
     replica.handle(Instant64(6), Event::ConfigChanged(configuration(4, 0)), &mut out);
-    assert_eq!((replica.role(), out), (Role::Refused, vec![]));
+    assert_eq!((replica.role(), &out), (Role::Refused, &vec![]));
+    let without = Configuration { in_sync: vec![], ..configuration(5, 0) };
+    replica.handle(Instant64(6), Event::ConfigChanged(without), &mut out);
+    assert_eq!((replica.role(), out), (Role::Learner, vec![]), "as a learner it can be given a copy");
+}
+
+#[test]
+fn who_is_no_member_learns() {
+    let faulty = Restored { fault: Some("batch 7 is damaged".into()), ..restored(Some(configuration(2, 0))) };
+    let begun = vec![Action::Append(LogEntry::Configuration(configuration(3, 0)))];
+    let cases = [
+        ("a stranger", member("c", 1), Restored::default(), &begun, Basis::Table),
+        ("another disk", member("a", 2), Restored::default(), &begun, Basis::Table),
+        ("old data", member("c", 1), restored(Some(configuration(2, 0))), &begun, Basis::Table),
+        ("damaged data", member("c", 1), faulty, &vec![], Basis::Nothing),
+        ("data of another history", member("c", 1), restored(Some(configuration(2, 1))), &vec![], Basis::Nothing),
+    ];
+    for (name, me, restored, first, basis) in cases {
+        let prepared = if basis == Basis::Nothing { Position::default() } else { restored.last() };
+        let (mut replica, mut out) = start(me, restored, configuration(3, 0));
+        assert_eq!((replica.role(), &out), (Role::Learner, first), "{name}");
+        replica.handle(Instant64(6), Event::Flushed { entries: out.len() as u64 }, &mut out);
+        out.clear();
+        let beacon = PeerBody::Beacon { committed: Lsn(0), sent: 9, serving: true };
+        replica.handle(
+            Instant64(6),
+            Event::Message { from: member("a", 1).node, epoch: Epoch(3), body: beacon },
+            &mut out,
+        );
+        let [Action::Send { body: PeerBody::Report { prepared: said, answers: 9, basis: stands_on, .. }, .. }] =
+            &out[..]
+        else {
+            panic!("{name}: {out:?}");
+        };
+        assert_eq!((*said, *stands_on), (prepared, basis), "{name}");
+    }
 }

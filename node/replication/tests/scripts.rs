@@ -3,7 +3,7 @@
 //! write the latter anew, and read the difference.
 //!
 //! * `cluster leader follower…`: makes all of them, with epoch 1 on their disks
-//! * `connect A B`, `disconnect A B`: A's connection to B; what is on its way is lost
+//! * `connect A B [DISK]`, `disconnect A B`: A's connection to B; what is on its way is lost
 //! * `write NODE TEXT`, `barrier NODE`
 //! * `flush NODE [count=N]`: all entries, or the next N, are on disk · `send NODE`: the Prepares that it has for others
 //! * `deliver FROM TO [count=N]`, `lose FROM TO [count=N]`, `keep FROM TO` and `late FROM TO`: what is on its way is set
@@ -11,9 +11,11 @@
 //! * `restart NODE [lose=N] [committed=LSN] [epoch=N]`: it crashes, loses the last N entries that are not flushed (all), or
 //!   N of all entries with `memory=N`, and starts with everything up to LSN in its table (what it knew), in the newest
 //!   configuration or an older one · `wipe NODE`: it starts with another disk
-//! * `read NODE PEER [lost]`: its log is read for the peer, or does not reach back so far
+//! * `read NODE PEER [lost]`: its log is read for the peer, or does not reach back so far · `copy NODE PEER`: its table is sent
+//!   to the peer, `kept NODE`: what came is on disk
 //! * `config EPOCH leader follower…`: everyone learns it · `decide`: the controller carries out what was proposed ·
-//!   `learn NODE`: it learns the newest configuration
+//!   `forget`: what was proposed gets lost · `learn NODE`: it learns the newest configuration · `controller NODE gone|back`
+//! * `handoff NODE [PEER|leave]`, `drop NODE PEER`
 //! * `tick MS`, `settle` (flushes, sends and delivers until nothing is left to do), `status`
 
 use goldenscript::{Command, Context};
@@ -21,7 +23,7 @@ use kv_proto::{
     cluster_map::Configuration,
     control::{Change, Proposal},
     ids::{DiskId, Epoch, HistoryId, Lsn, Member, NodeId, PartitionId},
-    replication::{PeerBody, Position, Record},
+    replication::{Basis, PeerBody, Position, Record},
 };
 use kv_replication::{
     clock::Instant64,
@@ -48,6 +50,8 @@ struct Disk {
     flushed: usize,
     /// Entries that were there when the replica was made.
     before: usize,
+    /// The records that are in the copy of a table that it received.
+    copied: Vec<Record>,
 }
 
 impl Disk {
@@ -59,6 +63,7 @@ impl Disk {
                 LogEntry::Record(record) => records.push(record.clone()),
                 LogEntry::Cut { from } => records.truncate(from.0 as usize - 1),
                 LogEntry::Configuration(_) => {}
+                LogEntry::Reset { .. } => records.clone_from(&self.copied),
             }
         }
         records
@@ -68,11 +73,13 @@ impl Disk {
         let mut records = self.records();
         let tail = records.split_off((committed.0 as usize).min(records.len()));
         let configuration = self.entries.iter().rev().find_map(|entry| match entry {
-            LogEntry::Configuration(configuration) => Some(configuration.clone()),
-            _ => None,
+            LogEntry::Configuration(configuration) | LogEntry::Reset { configuration, .. } => {
+                Some(configuration.clone())
+            }
+            LogEntry::Record(_) | LogEntry::Cut { .. } => None,
         });
         let applied = records.last().map(|r| r.position).unwrap_or_default();
-        Restored { configuration, applied, tail, fault: None }
+        Restored { configuration, applied, tail, fault: None, incomplete: false }
     }
 }
 
@@ -88,6 +95,8 @@ struct Script {
     late: BTreeMap<(NodeId, NodeId), VecDeque<Letter>>,
     /// What of its log a node reads, and for whom.
     reads: BTreeMap<(NodeId, NodeId), Lsn>,
+    /// Copies of tables that are to be sent.
+    copies: BTreeMap<(NodeId, NodeId), u64>,
     /// What was sent and not delivered, by connection: (from, to). A connection that is not there has no entry.
     network: BTreeMap<(NodeId, NodeId), VecDeque<Letter>>,
     applied: BTreeMap<NodeId, Vec<String>>,
@@ -102,10 +111,17 @@ fn letter((epoch, body): &Letter) -> String {
         PeerBody::Prepare { previous, committed, records } => {
             format!("Prepare after {} committed {committed} [{}]", position(*previous), texts(records))
         }
-        PeerBody::Beacon { committed } => format!("Beacon committed {committed}"),
-        PeerBody::Report { prepared, flushed, applied } => {
-            format!("Report prepared {} flushed {flushed} applied {applied}", position(*prepared))
+        PeerBody::Beacon { committed, serving, .. } => {
+            format!("Beacon committed {committed}{}", if *serving { "" } else { " not serving" })
         }
+        PeerBody::Report { prepared, flushed, applied, basis, .. } => {
+            let basis = if *basis == Basis::Table { String::new() } else { format!(" on {basis:?}").to_lowercase() };
+            format!("Report prepared {} flushed {flushed} applied {applied}{basis}", position(*prepared))
+        }
+        PeerBody::Resign => "Resign".to_owned(),
+        PeerBody::CopyBegin { start, .. } => format!("CopyBegin up to {}", position(*start)),
+        PeerBody::CopyPart { number, .. } => format!("CopyPart {number}"),
+        PeerBody::CopyEnd { parts, end, .. } => format!("CopyEnd of {parts} at {end}"),
         PeerBody::Gap { prepared } => format!("Gap prepared {}", position(*prepared)),
         PeerBody::Fetch { after } => format!("Fetch after {}", position(*after)),
         PeerBody::Tail { previous, records, last } => {
@@ -127,12 +143,27 @@ fn configuration_text(configuration: &Configuration) -> String {
 fn change_text(change: &Change) -> String {
     match change {
         Change::Reopen { leader } => format!("Reopen by {}", leader.node),
-        other => format!("{other:?}"),
+        Change::Drop { leader, followers } => format!("Drop of {} by {}", names(followers), leader.node),
+        Change::Takeover { follower, in_sync } => format!("Takeover by {} with [{}]", follower.node, names(in_sync)),
+        Change::Add { leader, learner } => format!("Add of {} by {}", learner.node, leader.node),
+        Change::Handoff { leader, to, in_sync } => {
+            format!("Handoff by {} to {} with [{}]", leader.node, to.node, names(in_sync))
+        }
+        Change::Create { .. } | Change::ForceRecover { .. } => format!("{change:?}"),
     }
 }
 
+fn names(members: &[Member]) -> String {
+    members.iter().map(|m| m.node.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// What a record says; the empty one that a leader makes has no text.
 fn text(payload: &[u8]) -> String {
-    String::from_utf8_lossy(payload).into_owned()
+    if payload.iter().all(u8::is_ascii_graphic) {
+        String::from_utf8_lossy(payload).into_owned()
+    } else {
+        "nothing".to_owned()
+    }
 }
 
 impl Script {
@@ -169,6 +200,10 @@ impl Script {
                         LogEntry::Configuration(configuration) => {
                             writeln!(out, "{node} appends {}", configuration_text(configuration))?;
                         }
+                        LogEntry::Reset { configuration, base } => {
+                            let (base, configuration) = (position(*base), configuration_text(configuration));
+                            writeln!(out, "{node} appends a reset to {base} in {configuration}")?;
+                        }
                     }
                     self.disks.entry(node).or_default().entries.push(entry);
                 }
@@ -180,6 +215,27 @@ impl Script {
                     writeln!(out, "{node} proposes {}", change_text(&change))?;
                     self.proposals.push((epoch, change));
                 }
+                Action::Resign { to, epoch } => {
+                    let letter_ = (epoch, PeerBody::Resign);
+                    writeln!(out, "{node} -> {to}: {}", letter(&letter_))?;
+                    if let Some(queue) = self.network.get_mut(&(node, to)) {
+                        queue.push_back(letter_);
+                    }
+                }
+                Action::SendCopy { to, sent } => {
+                    writeln!(out, "{node} is to send a copy of its table to {to}")?;
+                    self.copies.insert((node, to), sent);
+                }
+                Action::ResetTable => {
+                    writeln!(out, "{node} empties its table")?;
+                    self.applied.remove(&node);
+                }
+                Action::LoadTable { bytes } => {
+                    let texts = String::from_utf8_lossy(&bytes).into_owned();
+                    writeln!(out, "{node} loads [{texts}]")?;
+                    self.applied.entry(node).or_default().extend(texts.split_whitespace().map(str::to_owned));
+                }
+                Action::KeepTable { end, .. } => writeln!(out, "{node} is to keep its table from {end} on")?,
                 Action::Apply(record) => {
                     writeln!(out, "{node} applies {}={}", position(record.position), text(&record.payload))?;
                     self.applied.entry(node).or_default().push(text(&record.payload));
@@ -238,7 +294,7 @@ impl Script {
     fn send(&mut self, node: NodeId, out: &mut String) -> Fallible<()> {
         for to in self.replicas.keys().copied().collect::<Vec<_>>() {
             while self.network.contains_key(&(node, to))
-                && let Some(body) = self.replicas.get_mut(&node).ok_or("no such node")?.poll_prepare(to)
+                && let Some(body) = self.replicas.get_mut(&node).ok_or("no such node")?.poll_prepare(self.now, to)
             {
                 self.carry_out(node, vec![Action::Send { to, body }], out)?;
             }
@@ -278,6 +334,24 @@ impl Script {
         self.network.insert((leader, follower), VecDeque::new());
         self.network.insert((follower, leader), VecDeque::new());
         self.give(leader, Event::PeerConnected { peer: Member { node: follower, disk } }, out)
+    }
+
+    /// Sends the copy of the table that a leader wanted to send.
+    fn copy(&mut self, leader: NodeId, learner: NodeId, out: &mut String) -> Fallible<()> {
+        let sent = self.copies.remove(&(leader, learner)).ok_or("no copy is wanted")?;
+        let end = self.replicas[&leader].committed();
+        let records = self.disks[&leader].records()[..end.0 as usize].to_vec();
+        let start = records.last().map(|r| r.position).unwrap_or_default();
+        let bytes = records.iter().map(|r| text(&r.payload)).collect::<Vec<_>>().join(" ").into_bytes();
+        self.disks.entry(learner).or_default().copied = records;
+        for body in [
+            PeerBody::CopyBegin { start, sent },
+            PeerBody::CopyPart { sent, number: 0, bytes },
+            PeerBody::CopyEnd { sent, parts: 1, end, digest: 0 },
+        ] {
+            self.carry_out(leader, vec![Action::Send { to: learner, body }], out)?;
+        }
+        self.give(leader, Event::CopySent { to: learner, start }, out)
     }
 
     fn status(&self) -> String {
@@ -322,7 +396,10 @@ impl goldenscript::Runner for Script {
                     self.flush(node, usize::MAX, &mut out)?;
                 }
             }
-            "connect" => self.connect(node(0)?, node(1)?, DiskId(1), &mut out)?,
+            "connect" => {
+                let disk = words.get(2).map_or(Ok(1), |disk| disk.parse())?;
+                self.connect(node(0)?, node(1)?, DiskId(disk), &mut out)?;
+            }
             "disconnect" => {
                 self.network.remove(&(node(0)?, node(1)?));
                 self.network.remove(&(node(1)?, node(0)?));
@@ -378,6 +455,18 @@ impl goldenscript::Runner for Script {
                 }
                 self.give(node, Event::LogRead { to, previous, records }, &mut out)?;
             }
+            "copy" => self.copy(node(0)?, node(1)?, &mut out)?,
+            "kept" => self.give(node(0)?, Event::CopyKept, &mut out)?,
+            "controller" => {
+                let reachable = words.get(1) == Some(&"back");
+                self.give(node(0)?, Event::Controller { reachable }, &mut out)?;
+            }
+            "handoff" => {
+                let leaves = words.last() == Some(&"leave");
+                let to = if leaves || words.len() < 2 { None } else { Some(node(1)?) };
+                self.give(node(0)?, Event::Handoff { to, leaves }, &mut out)?;
+            }
+            "drop" => self.give(node(0)?, Event::DropFollower { node: node(1)? }, &mut out)?,
             "send" => self.send(node(0)?, &mut out)?,
             "lose" => {
                 let queue = self.network.get_mut(&(node(0)?, node(1)?)).ok_or("no such connection")?;
@@ -425,6 +514,7 @@ impl goldenscript::Runner for Script {
                     }
                 }
             }
+            "forget" => self.proposals.clear(),
             "learn" => {
                 let newest = self.configurations.last().ok_or("no cluster")?.clone();
                 self.give(node(0)?, Event::ConfigChanged(newest), &mut out)?;

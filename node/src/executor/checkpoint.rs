@@ -3,6 +3,7 @@
 //!
 //! # Invariants
 //! * A checkpoint is published only when the log is on disk up to its end.
+//! * Of a partition whose log was reset meanwhile nothing is published or copied.
 //! * The walk takes a slice, then leaves the executor to others for longer than the slice took.
 
 use super::{
@@ -17,6 +18,7 @@ use kv_proto::{
 };
 use kv_storage::{
     checkpoint::{Encoder, Header},
+    kept::Kept,
     log::gather::log_bytes,
     table::Walk,
 };
@@ -60,6 +62,17 @@ enum Due {
     Copy { partition: PartitionId, age: u64, upto: Lsn },
 }
 
+/// A checkpoint that is begun.
+struct Begun {
+    file: CheckpointFile,
+    start: Position,
+    /// How often the log had been reset.
+    resets: u64,
+    encoder: Encoder,
+    /// Its first piece.
+    header: Vec<u8>,
+}
+
 /// Where the walk of a checkpoint is. Operations that come while the table is walked are taken before it goes on.
 #[derive(Default)]
 struct CheckpointWalk {
@@ -101,7 +114,9 @@ pub(super) async fn keep_log_short(this: Weak<RefCell<Executor>>, wake: Wake) {
 
 /// Writes a checkpoint; whether it is published, or `None` when the executor has ended.
 async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<bool> {
-    let Some((file, start, mut encoder, header)) = with(this, |e| e.begin_checkpoint(id))? else { return Some(false) };
+    let Some(Begun { file, start, resets, mut encoder, header }) = with(this, |e| e.begin_checkpoint(id))? else {
+        return Some(false);
+    };
     with(this, |e| e.shared.storage.ask(Job::Begin(file.clone())))?;
     send(this, &file, header)?;
     let (mut walk, mut bytes) = (CheckpointWalk::default(), 0);
@@ -110,7 +125,7 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
             sleep(LOOK_PAUSE).await;
         }
         let has_failed = with(this, |e| e.checkpoints.published)? == Some(false);
-        let walked = if has_failed { None } else { with(this, |e| e.walk(id, &mut walk, &mut encoder))? };
+        let walked = if has_failed { None } else { with(this, |e| e.walk(id, resets, &mut walk, &mut encoder))? };
         let Some((piece, end)) = walked else {
             with(this, |e| e.shared.storage.ask(Job::Abandon(file.clone())))?;
             return Some(false);
@@ -123,10 +138,18 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
         sleep(SLICE_PAUSE).await;
     };
     send(this, &file, encoder.finish(end.lsn, end.digest, end.operations_digest))?;
-    while with(this, |e| e.partition(id).is_none_or(|p| p.kept.last_on_disk < end.lsn))? {
+    while with(this, |e| e.has_kept(id, resets).is_some_and(|kept| kept.last_on_disk < end.lsn))? {
         sleep(LOOK_PAUSE).await;
     }
-    with(this, |e| e.shared.storage.ask(Job::Publish(file.clone())))?;
+    let goes_on = with(this, |e| {
+        let goes_on = e.has_kept(id, resets).is_some();
+        let job = if goes_on { Job::Publish } else { Job::Abandon };
+        e.shared.storage.ask(job(file.clone()));
+        goes_on
+    })?;
+    if !goes_on {
+        return Some(false);
+    }
     let published = loop {
         if let Some(published) = with(this, |e| e.checkpoints.published)? {
             break published;
@@ -134,7 +157,7 @@ async fn checkpoint(this: &Weak<RefCell<Executor>>, id: PartitionId) -> Option<b
         sleep(LOOK_PAUSE).await;
     };
     if published {
-        with(this, |e| e.handle_checkpointed(id, start, bytes))?;
+        with(this, |e| e.handle_checkpointed(id, resets, start, bytes))?;
     } else {
         with(this, |e| e.shared.storage.ask(Job::Abandon(file.clone())))?;
     }
@@ -148,18 +171,19 @@ fn send(this: &Weak<RefCell<Executor>>, file: &CheckpointFile, piece: Vec<u8>) -
 
 /// Writes the records that a partition has in segments up to this age to the current segment.
 async fn copy_forward(this: &Weak<RefCell<Executor>>, id: PartitionId, age: u64, upto: Lsn) -> Option<bool> {
-    with(this, |e| e.read_for_copy(id))?;
+    let Some(resets) = with(this, |e| e.read_for_copy(id))? else { return Some(false) };
     let records = loop {
         if let Some(records) = with(this, |e| e.checkpoints.read.take())? {
             break records;
         }
         sleep(LOOK_PAUSE).await;
     };
-    let Some(chunk) = with(this, |e| e.copy_records(id, upto, &records))? else { return Some(false) };
+    let Some(chunk) = with(this, |e| e.copy_records(id, resets, upto, &records))? else { return Some(false) };
     while with(this, |e| e.log.flushed < chunk)? {
         sleep(LOOK_PAUSE).await;
     }
     with(this, |e| {
+        e.keep_log_for_others();
         e.shared.storage.catalog().copied(id, age);
         e.shared.storage.let_go();
     })?;
@@ -169,24 +193,35 @@ async fn copy_forward(this: &Weak<RefCell<Executor>>, id: PartitionId, age: u64,
 impl Executor {
     fn due_checkpoint(&mut self) -> Due {
         let storage = self.shared.storage.clone();
+        self.keep_log_for_others();
         storage.let_go();
+        if let Some(id) = self.next_loaded() {
+            return Due::Checkpoint(id);
+        }
         let table_bytes = self.shared.memory.bytes();
         // A checkpoint is of what is committed, in a configuration that is on disk.
         let able = |id: PartitionId, upto: Lsn| {
             let partition = self.partitions.get(usize::from(id.0)).and_then(Option::as_ref);
-            partition.is_some_and(|p| p.kept.adopted && p.kept.is_settled() && upto <= p.replica.committed())
+            partition.is_some_and(|p| {
+                p.kept.adopted && p.kept.is_settled() && p.has_own_table() && upto <= p.replica.committed()
+            })
         };
         let Some((age, id, upto)) = storage.overdue(table_bytes, able) else { return Due::Nothing };
         let partition = self.partition(id).expect("it was asked for as one that is here");
-        let records = partition.replica.committed().0 - partition.kept.released.lsn.0;
+        let records = partition.replica.committed().0.saturating_sub(partition.kept.released.lsn.0);
         let few = records.saturating_mul(KEYS_PER_COPIED_RECORD) <= partition.keys();
         if few { Due::Copy { partition: id, age, upto } } else { Due::Checkpoint(id) }
     }
 
-    fn begin_checkpoint(&mut self, id: PartitionId) -> Option<(CheckpointFile, Position, Encoder, Vec<u8>)> {
+    fn begin_checkpoint(&mut self, id: PartitionId) -> Option<Begun> {
         self.checkpoints.published = None;
         let (executor, storage) = (self.index, self.shared.storage.clone());
         let partition = self.partition(id).filter(|p| p.kept.is_settled())?;
+        let anew = partition.is_whole_copy();
+        if !anew && !partition.has_own_table() {
+            return None;
+        }
+        let resets = partition.kept.resets;
         let start: Position = partition.applied();
         let header = Header {
             cluster: storage.cluster().unwrap_or_default(),
@@ -194,9 +229,16 @@ impl Executor {
             configuration: partition.replica.configuration().clone(),
             start,
         };
-        let (encoder, bytes) = Encoder::new(storage.identity, &header);
+        let (encoder, header) = Encoder::new(storage.identity, &header);
         let waiting = Arc::new(AtomicUsize::new(0));
-        Some((CheckpointFile { executor, partition: id, start: start.lsn, waiting }, start, encoder, bytes))
+        let file = CheckpointFile { executor, partition: id, start: start.lsn, anew, waiting };
+        Some(Begun { file, start, resets, encoder, header })
+    }
+
+    /// What is kept of a partition, if its log was not reset since it had been so often.
+    fn has_kept(&self, id: PartitionId, resets: u64) -> Option<&Kept> {
+        let partition = self.partitions.get(usize::from(id.0))?.as_ref()?;
+        Some(&partition.kept).filter(|kept| kept.resets == resets)
     }
 
     /// Walks a slice; its bytes, and how everything is when it was the last. Nothing when the partition is not to be
@@ -204,10 +246,11 @@ impl Executor {
     fn walk(
         &mut self,
         id: PartitionId,
+        resets: u64,
         walk: &mut CheckpointWalk,
         encoder: &mut Encoder,
     ) -> Option<(Vec<u8>, Option<End>)> {
-        let partition = self.partition(id)?;
+        let partition = self.partition(id).filter(|p| p.kept.resets == resets)?;
         if let Some((piece, after)) = encoder.take_operations(partition.operations(), walk.operations, SLICE_BYTES) {
             walk.operations = after;
             return Some((piece, None));
@@ -237,24 +280,26 @@ impl Executor {
         self.checkpoints.published = Some(published);
     }
 
-    fn handle_checkpointed(&mut self, id: PartitionId, start: Position, bytes: u64) {
+    fn handle_checkpointed(&mut self, id: PartitionId, resets: u64, start: Position, bytes: u64) {
+        let Some(partition) = self.partition(id).filter(|p| p.kept.resets == resets) else { return };
+        partition.kept.release(start, bytes);
+        self.keep_log_for_others();
         self.shared.storage.catalog().release(id, start.lsn);
-        if let Some(partition) = self.partition(id) {
-            partition.kept.release(start, bytes);
-        }
         self.reserve_for_checkpoints();
         self.shared.storage.let_go();
+        self.handle_copy_kept(id);
     }
 
-    fn read_for_copy(&mut self, id: PartitionId) {
+    /// Has the records read that no checkpoint has; how often the log was reset so far.
+    fn read_for_copy(&mut self, id: PartitionId) -> Option<u64> {
         self.checkpoints.read = None;
         let index = self.index;
-        if let Some(partition) = self.partition(id) {
-            let places = partition.kept.unreleased();
-            let (to, after) = (None, Lsn(0));
-            let read = ReadLog { executor: index, partition: id, places, to, after };
-            self.shared.storage.ask(Job::Read(read));
-        }
+        let partition = self.partition(id)?;
+        let (places, resets) = (partition.kept.unreleased(), partition.kept.resets);
+        let (to, after) = (None, Lsn(0));
+        let read = ReadLog { executor: index, partition: id, places, to, after };
+        self.shared.storage.ask(Job::Read(read));
+        Some(resets)
     }
 
     /// What was read for a copy is there.
@@ -263,10 +308,19 @@ impl Executor {
     }
 
     /// Appends copies of all records up to `upto`; the chunk that brings them to disk. Nothing if some are not there.
-    fn copy_records(&mut self, id: PartitionId, upto: Lsn, records: &BTreeMap<Lsn, Record>) -> Option<u64> {
+    fn copy_records(
+        &mut self,
+        id: PartitionId,
+        resets: u64,
+        upto: Lsn,
+        records: &BTreeMap<Lsn, Record>,
+    ) -> Option<u64> {
         let partition = self.partitions.get_mut(usize::from(id.0)).and_then(Option::as_mut)?;
         let (released, committed) = (partition.kept.released.lsn, partition.replica.committed());
-        if upto > committed || (released.0 + 1..=upto.0).any(|lsn| !records.contains_key(&Lsn(lsn))) {
+        if partition.kept.resets != resets || upto > committed || upto <= released {
+            return None;
+        }
+        if (released.0 + 1..=upto.0).any(|lsn| !records.contains_key(&Lsn(lsn))) {
             return None;
         }
         let bytes: usize = records.range(released.next()..=upto).map(|(_, record)| log_bytes(record)).sum();

@@ -274,13 +274,13 @@ impl Executor {
 mod tests {
     use super::*;
     use kv_proto::{
-        cluster_map::{AckMode, Configuration, Partition},
+        cluster_map::{AckMode, Configuration, Partition, Shard},
         ids::{ClusterId, DiskId, Epoch, HistoryId, MapVersion, Member, NodeId, ShardId},
     };
 
     fn map(leaders: &[Option<&str>]) -> ClusterMap {
         let partition = |leader: &Option<&str>| Partition {
-            shard: ShardId(0),
+            shard: ShardId(u16::from(*leader == Some("other"))),
             configuration: leader.map(|name| Configuration {
                 epoch: Epoch(1),
                 history: HistoryId(0),
@@ -293,7 +293,9 @@ mod tests {
             version: MapVersion(1),
             replicas: 1,
             ack: AckMode::Durable,
-            shards: vec![],
+            shards: [["me", "peer"], ["other", "peer"]]
+                .map(|names| Shard { nodes: names.map(|name| NodeId::new(name).expect("a name")).to_vec() })
+                .to_vec(),
             nodes: vec![],
             partitions: leaders.iter().map(partition).collect(),
         }
@@ -303,9 +305,10 @@ mod tests {
     fn partitions_are_spread_over_executors_and_stay_where_they_are() {
         let me = NodeId::new("me").expect("a name");
         let owners = |view: &View| view.owners.iter().map(|o| o.map(|e| e.0)).collect::<Vec<_>>();
-        let first = View::new(map(&[Some("me"), Some("other"), None, Some("me"), Some("me")]), None, me, 2);
+        let first = View::new(map(&[Some("me"), Some("other"), None, Some("peer"), Some("me")]), None, me, 2);
         assert_eq!(owners(&first), [Some(0), None, None, Some(1), Some(0)]);
-        let second = View::new(map(&[Some("me"), Some("me"), Some("me"), Some("me"), Some("me")]), Some(&first), me, 2);
+        let second =
+            View::new(map(&[Some("me"), Some("peer"), Some("me"), Some("me"), Some("me")]), Some(&first), me, 2);
         assert_eq!(owners(&second), [Some(0), Some(1), Some(0), Some(1), Some(0)]);
     }
 }

@@ -96,7 +96,7 @@ fn message_bytes(body: &PeerBody) -> usize {
 }
 
 impl Links {
-    fn line_to(&self, node: NodeId, id: PartitionId) -> Option<LineKey> {
+    pub(super) fn line_to(&self, node: NodeId, id: PartitionId) -> Option<LineKey> {
         let peer = self.peers.get(&node)?;
         let executor = (*peer.partitions.get(&id)?)?;
         peer.lines.get(&executor).map(|(line, _)| *line)
@@ -275,8 +275,13 @@ impl Executor {
     pub(super) fn handle_peer_message(&mut self, now: Instant64, line: LineKey, role: Role, message: PeerMessage) {
         let id = message.partition;
         // Not known yet, or another executor's: whoever says it says it again.
+        let (me, stops) = (self.shared.me, self.stopping.is_some());
         let Some(configuration) = self.partition(id).map(|p| p.replica.configuration()) else { return };
         let from_leader = is_leaders(&message.body);
+        // Who is about to stop does not come back in sync before.
+        if stops && from_leader && !configuration.is_member(me) {
+            return;
+        }
         let from = match role {
             // Who resigns leads no more; the core knows who may.
             Role::PeerIn { member } if message.body == PeerBody::Resign => member.node,
@@ -333,7 +338,7 @@ impl Executor {
             partition.queued = false;
             let peers: Vec<NodeId> = self.links.peers_with(id).collect();
             for peer in peers {
-                if !self.send_prepares_to(now, id, peer) {
+                if !self.send_copy_parts(id, peer) || !self.send_prepares_to(now, id, peer) {
                     self.touch(id);
                 }
             }
@@ -343,13 +348,18 @@ impl Executor {
         }
     }
 
+    /// Whether more may be put into the output to a peer.
+    pub(super) fn has_room_to(&self, line: LineKey) -> bool {
+        let queued = self.links.batches.get(&line).map_or(0, |b| b.bytes);
+        self.lines.unsent(line) + queued <= MAX_QUEUED_BYTES
+    }
+
     /// Sends a follower what it was not sent yet; false when there is no room for all of it. Without a connection
     /// there is nothing to send: the follower is asked what it has on the next one.
     fn send_prepares_to(&mut self, now: Instant64, id: PartitionId, follower: NodeId) -> bool {
         let Some(line) = self.links.line_to(follower, id) else { return true };
         loop {
-            let queued = self.links.batches.get(&line).map_or(0, |b| b.bytes);
-            if self.lines.unsent(line) + queued > MAX_QUEUED_BYTES {
+            if !self.has_room_to(line) {
                 return false;
             }
             let Some(body) = self.partition(id).and_then(|p| p.replica.poll_prepare(now, follower)) else {

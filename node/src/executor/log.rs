@@ -114,6 +114,9 @@ impl Executor {
                 }
             }
         }
+        if self.next_loaded().is_some() {
+            self.wakes.checkpoints.wake();
+        }
     }
 
     fn tell_flushed(&mut self, id: PartitionId) {
@@ -258,6 +261,8 @@ impl Executor {
     pub(super) fn close_log(&mut self) {
         self.write_log();
         self.log.stream.finish();
+        let incomplete = self.partitions.iter().flatten().any(|p| p.replica.is_incomplete());
+        self.shared.storage.note_stopped(self.view.is_some() && !incomplete);
     }
 
     /// Segments of the log are gone.

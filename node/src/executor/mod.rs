@@ -14,6 +14,7 @@
 //! * `leadership`: when it passes to another node on purpose
 //! * `forward`: mail to and from the other executors
 //! * `log`, `checkpoint`: what goes to disk, and what keeps that short
+//! * `copies`: copies of a table, to replicas that are too far behind for the log
 //! * `membership`: registration with the controller, and the map from it
 //! * `tasks`: who waits for what
 //!
@@ -23,6 +24,7 @@
 //! * What waits for an answer is bounded, and is answered by its deadline.
 
 mod checkpoint;
+mod copies;
 mod expiry;
 mod forward;
 mod leadership;
@@ -98,6 +100,8 @@ pub(crate) struct Shared {
     pub(crate) proposals: u64,
     /// When the node started.
     pub(crate) started: Instant64,
+    /// How many executors may still pass on leadership while the node stops.
+    pub(crate) passing_on: AtomicUsize,
 }
 
 /// The state of an executor.
@@ -111,6 +115,7 @@ pub(crate) struct Executor {
     owned: Vec<PartitionId>,
     log: log::Log,
     checkpoints: checkpoint::Checkpoints,
+    copies: copies::Copies,
     /// Proposals of this batch.
     proposals: Vec<Proposal>,
     lines: Lines,
@@ -149,6 +154,7 @@ impl Executor {
                 owned: Vec::new(),
                 log: log::Log::new(stream, segment_bytes),
                 checkpoints: checkpoint::Checkpoints::default(),
+                copies: copies::Copies::default(),
                 proposals: Vec::new(),
                 lines: Lines::default(),
                 links: Links::default(),
@@ -249,7 +255,10 @@ impl Executor {
                 }
                 Action::ReadLog { to, after } => self.read_log(id, to, after),
                 Action::Propose(change) => self.propose(id, change),
-                Action::SendCopy { .. } | Action::ResetTable | Action::LoadTable { .. } | Action::KeepTable { .. } => {}
+                Action::SendCopy { to, sent } => self.begin_copy(id, to, sent),
+                Action::ResetTable => self.reset_table(id),
+                Action::LoadTable { bytes } => self.load_table(id, &bytes),
+                Action::KeepTable { end, digest } => self.keep_table(id, end, digest),
                 Action::Resign { to, epoch } => self.resign(id, to, epoch),
                 Action::Send { to, body } => self.send_to_peer(id, to, body),
                 Action::Apply(record) => {

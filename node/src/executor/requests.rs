@@ -106,7 +106,7 @@ impl Executor {
     ) {
         self.requests += 1;
         let answer = match request.operation {
-            _ if self.draining => Some(error(ErrorCode::ShuttingDown, "the node is stopping")),
+            operation if self.draining => Some(self.refuse_when_stopping(operation)),
             _ if deadline <= now => Some(error(ErrorCode::Expired, "the deadline passed before the request was run")),
             Operation::Ping => Some(Response::Pong),
             _ if self.lines.output_is_full() => Some(error(
@@ -191,6 +191,21 @@ impl Executor {
         let at = self.answered(id);
         self.give(now, id, event);
         Some(Response::Accepted { at })
+    }
+
+    /// What a node that stops answers: who leads now, if it knows that, so that clients find their way.
+    fn refuse_when_stopping(&self, operation: Operation<'_>) -> Response<'static> {
+        let key = match operation {
+            Operation::Get { key } | Operation::Put { key, .. } | Operation::Delete { key, .. } => Some(key),
+            _ => None,
+        };
+        if let (Some(key), Some(view)) = (key, &self.view) {
+            let id = partition_of(key, view.map.partition_count());
+            if view.map.configuration(id).is_some_and(|c| c.leader.node != self.shared.me.node) {
+                return Response::Error(self.refuse(id, Refusal::NotLeader));
+            }
+        }
+        error(ErrorCode::ShuttingDown, "the node is stopping")
     }
 
     /// Where the partition of a key is.

@@ -26,7 +26,7 @@ use std::{
     cell::RefCell,
     os::fd::{FromRawFd, IntoRawFd, OwnedFd},
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -38,6 +38,9 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 /// How long a stopping executor waits until others lead, and how often it looks.
 const HANDOFF_TIMEOUT: Duration = Duration::from_millis(1500);
 const HANDOFF_TICK: Duration = Duration::from_millis(2);
+/// How long a stopping executor whose leadership passed to others tells clients so: those that were refused meanwhile ask again
+/// within that time, and would find nobody.
+const REDIRECT_FOR: Duration = Duration::from_millis(250);
 /// How long a stopping executor waits for what is under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -148,7 +151,7 @@ pub(crate) async fn run(
     let wake = executor.borrow().wakes.checkpoints.clone();
     spawn_next_turn(keep_log_short(this.clone(), wake));
     if index == ExecutorIndex(0) {
-        spawn_next_turn(membership::keep_registered(this.clone(), shared));
+        spawn_next_turn(membership::keep_registered(this.clone(), shared.clone()));
     }
     while executor.borrow().stopping.is_none() {
         let first = mail.receive().await;
@@ -158,7 +161,15 @@ pub(crate) async fn run(
     }
     let asked = clock::now();
     executor.borrow_mut().pass_on_leadership();
-    while executor.borrow().passes_on_leadership() && clock::now().since(asked) < HANDOFF_TIMEOUT {
+    let (passes, mut told) = (executor.borrow().passes_on_leadership(), false);
+    while clock::now().since(asked) < HANDOFF_TIMEOUT {
+        if !executor.borrow().passes_on_leadership() && !std::mem::replace(&mut told, true) {
+            shared.passing_on.fetch_sub(1, Ordering::SeqCst);
+        }
+        // The others reach the controller through this one.
+        if told && (index != ExecutorIndex(0) || shared.passing_on.load(Ordering::SeqCst) == 0) {
+            break;
+        }
         sleep(HANDOFF_TICK).await;
         while let Some(first) = mail.try_receive() {
             take_mail(&executor, first, &mail);
@@ -166,7 +177,11 @@ pub(crate) async fn run(
     }
     let stopped = clock::now();
     executor.borrow_mut().draining = true;
-    while !executor.borrow().is_quiet() && clock::now().since(stopped) < DRAIN_TIMEOUT {
+    let is_over = |executor: &Executor| {
+        let since = clock::now().since(stopped);
+        since >= DRAIN_TIMEOUT || executor.is_quiet() && (!passes || since >= REDIRECT_FOR)
+    };
+    while !is_over(&executor.borrow()) {
         sleep(BUSY_TICK).await;
         while let Some(first) = mail.try_receive() {
             take_mail(&executor, first, &mail);

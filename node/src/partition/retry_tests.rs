@@ -73,6 +73,7 @@ fn records(log: &[LogEntry]) -> Vec<Record> {
             }
             LogEntry::Cut { from } => records.truncate(from.0 as usize - 1),
             LogEntry::Configuration(_) => {}
+            LogEntry::Reset { .. } => panic!("nobody is sent a copy here"),
         }
     }
     records
@@ -198,7 +199,18 @@ impl World {
                         assert_eq!(first, decision, "write {number} is answered in two ways");
                     }
                 }
-                Action::Propose(change) => self.decide(change),
+                Action::Propose(change) => {
+                    let epoch = host.partition.as_ref().expect("it acts").replica.configuration().epoch;
+                    self.decide(epoch, change);
+                }
+                Action::Resign { epoch, .. } => {
+                    if self.connected {
+                        self.hosts[1 - at].inbox.push_back((epoch, PeerBody::Resign));
+                    }
+                }
+                Action::SendCopy { .. } | Action::ResetTable | Action::LoadTable { .. } | Action::KeepTable { .. } => {
+                    panic!("nobody is sent a copy here")
+                }
                 Action::ReadLog { to, after } => {
                     let records = records(&host.log);
                     let at_lsn = |lsn: Lsn| lsn.0.checked_sub(1).map(|at| records[at as usize].position);
@@ -210,10 +222,13 @@ impl World {
         }
     }
 
-    fn decide(&mut self, change: Change) {
-        let proposal = Proposal { id: 0, partition: PartitionId(0), epoch: self.configuration.epoch, change };
-        if let Ok(next) = configuration::apply(Some(&self.configuration), &proposal) {
+    fn decide(&mut self, epoch: Epoch, change: Change) {
+        let proposal = Proposal { id: 0, partition: PartitionId(0), epoch, change };
+        if configuration::apply(Some(&self.configuration), &proposal).is_ok() {
             self.disconnect();
+        }
+        // Whoever lost the connection may have had another decision made.
+        if let Ok(next) = configuration::apply(Some(&self.configuration), &proposal) {
             self.configuration = next;
             self.leaders += 1;
             for at in 0..2 {
@@ -235,7 +250,7 @@ impl World {
         let (leader, to) = (self.leader(), self.hosts[1 - self.leader()].member.node);
         while self.connected
             && let Some(partition) = &mut self.hosts[leader].partition
-            && let Some(body) = partition.replica.poll_prepare(to)
+            && let Some(body) = partition.replica.poll_prepare(self.now, to)
         {
             self.carry_out(leader, vec![Action::Send { to, body }]);
         }
@@ -265,7 +280,8 @@ impl World {
         let (effect, condition) = write_of(number);
         self.tokens += 1;
         let (token, mut out) = (Token(self.tokens), Actions::new());
-        self.again += u64::from(partition.replica.check_read().is_ok() && partition.recall(&id_of(number)).is_some());
+        self.again +=
+            u64::from(partition.replica.check_read(now).is_ok() && partition.recall(&id_of(number)).is_some());
         if let Ok(decision) = partition.write(now, 0, effect, condition, Some(id_of(number)), token, &mut out) {
             self.waiting.insert(token.0, (number, decision));
         }
@@ -277,7 +293,10 @@ impl World {
         let (at, leader) = (self.leader(), self.configuration.leader);
         if configuration_of(&self.hosts[at].log[..self.hosts[at].on_disk]).is_some_and(|c| c == self.configuration) {
             let to = self.hosts[1 - at].member;
-            self.decide(Change::Handoff { leader, to, in_sync: vec![leader] });
+            if !self.configuration.in_sync.contains(&to) {
+                return;
+            }
+            self.decide(self.configuration.epoch, Change::Handoff { leader, to, in_sync: vec![leader] });
         }
     }
 

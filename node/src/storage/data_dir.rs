@@ -123,7 +123,8 @@ pub(crate) struct NodeFile {
     pub(crate) begun: u64,
     /// How many streams that generation has.
     pub(crate) executors: u16,
-    /// Whether everything was on disk when the process of this generation ended.
+    /// Whether everything was on disk when the process of this generation ended, and nothing that an earlier one may have
+    /// lost was still missing.
     pub(crate) clean: bool,
 }
 

@@ -42,12 +42,18 @@ use kv_storage::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
 };
 
 /// A disk that is nearly full takes values until a segment has less room than this part of it: the rest is for deletes and
 /// for what replicas note.
 const RESERVED_PART: u64 = 4;
+/// Bytes of the log that are kept at most for nothing but nodes that are behind: one that needs more gets a copy of the table.
+const MAX_SENT_BYTES: u64 = 1024 * 1024 * 1024;
 /// What a checkpoint has beside its entries, in bytes.
 const CHECKPOINT_BYTES: u64 = 16 * 1024;
 
@@ -59,6 +65,10 @@ pub(crate) struct Storage {
     pub(crate) generation: u64,
     /// Partitions of which nothing was found while something was damaged: nobody can say whether they had anything.
     pub(crate) damage: Option<String>,
+    /// Whether everything was on disk when the process before this one ended.
+    stopped_cleanly: bool,
+    /// How many executors have stopped with everything that their replicas ever said they have.
+    complete: AtomicUsize,
     files: Arc<SegmentFiles>,
     executors: usize,
     dir: Mutex<DataDir>,
@@ -102,6 +112,7 @@ impl Storage {
         let files = SegmentFiles::open(&settings.dir.join("log"), settings.segment_bytes, executors)
             .map_err(restore::io_error("open the log in", &settings.dir))?;
         let restored = restore::restore(&settings.dir, &files, dir.file(), &identity)?;
+        let stopped_cleanly = dir.file().clean;
         dir.change(|file| {
             file.generation += 1;
             file.clean = false;
@@ -134,6 +145,8 @@ impl Storage {
             identity,
             generation: dir.file().generation,
             damage,
+            stopped_cleanly,
+            complete: AtomicUsize::new(0),
             files,
             executors,
             dir: Mutex::new(dir),
@@ -177,9 +190,19 @@ impl Storage {
         if dir.file().cluster == Some(cluster) { Ok(()) } else { dir.change(|file| file.cluster = Some(cluster)) }
     }
 
-    /// Everything is on disk, and the process ends.
+    /// An executor has stopped, and everything of it is on disk; `complete` says that its replicas have all that they ever
+    /// said they have.
+    pub(crate) fn note_stopped(&self, complete: bool) {
+        if complete {
+            self.complete.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Everything is on disk, and the process ends. What an earlier process may have lost stays known until it is there again.
     pub(crate) fn close(&self) -> Result<(), DataDirError> {
-        lock(&self.dir).change(|file| file.clean = true)
+        let complete = self.complete.load(Ordering::Relaxed) == self.executors;
+        let clean = self.stopped_cleanly || complete && lock(&self.restored).is_empty();
+        lock(&self.dir).change(|file| file.clean = clean)
     }
 
     /// Which segments there are, and who needs them. Held only for a moment.
@@ -188,7 +211,8 @@ impl Storage {
     }
 
     /// What was restored of a partition, for who owns it from now on. A partition of which nothing was found was never
-    /// here, or was in what is damaged.
+    /// here, or was in what is damaged. Where writes do not wait for the disk, a process that did not stop in order may have lost
+    /// some that it had told of, of a partition too of which nothing was found.
     pub(crate) fn take_restored(&self, id: PartitionId) -> recovery::Partition {
         let mut restored = lock(&self.restored).remove(&id).unwrap_or_default();
         let nothing = restored.restored.configuration.is_none();
@@ -196,6 +220,7 @@ impl Storage {
             let fault = |what: &String| format!("{what}, and nothing else of this partition was found");
             restored.restored.fault = self.damage.as_ref().map(fault);
         }
+        restored.restored.incomplete = !self.stopped_cleanly;
         restored
     }
 
@@ -252,9 +277,10 @@ impl Storage {
         self.files.reserve_more(usize::from(executor.0), bytes);
     }
 
-    /// Has the segments removed that nobody needs.
+    /// Has the segments removed that nobody needs. A disk that is full keeps none for other nodes.
     pub(crate) fn let_go(&self) {
-        let unneeded = self.catalog().take_unneeded();
+        let max_sent = if self.is_full() { 0 } else { MAX_SENT_BYTES };
+        let unneeded = self.catalog().take_unneeded(max_sent);
         if !unneeded.is_empty() {
             self.ask(Job::LetGo(unneeded));
         }

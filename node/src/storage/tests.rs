@@ -70,6 +70,7 @@ fn of_a_checkpoint_that_failed_nothing_stays_and_nothing_is_published() {
         executor: ExecutorIndex(0),
         partition: PartitionId(3),
         start: Lsn(start),
+        anew: start == 4,
         waiting: Arc::new(AtomicUsize::new(8)),
     };
     symlink("/dev/full", checkpoints.join("p00003-00000000000000000005.ckpt.new")).expect("linked");
@@ -87,6 +88,41 @@ fn of_a_checkpoint_that_failed_nothing_stays_and_nothing_is_published() {
     let names: Vec<_> = fs::read_dir(&checkpoints).expect("a folder").flatten().map(|e| e.path()).collect();
     assert_eq!(names, [checkpoints.join("p00003-00000000000000000006.ckpt")]);
     assert_eq!(fs::read(&names[0]).expect("there"), b"whole");
+
+    fs::write(checkpoints.join("p00004-00000000000000000007.ckpt"), b"another's").expect("written");
+    storage.ask(Job::Begin(file(4)));
+    storage.ask(Job::Piece(file(4), b"copied".to_vec()));
+    storage.ask(Job::Abandon(file(4)));
+    storage.ask(Job::Publish(file(4)));
+    assert!(!wait_for(&mail, published));
+    let names: Vec<_> = fs::read_dir(&checkpoints).expect("a folder").flatten().map(|e| e.path()).collect();
+    assert_eq!(names, [checkpoints.join("p00004-00000000000000000007.ckpt")], "what a copy replaces is gone first");
+}
+
+/// What a process lost that was not stopped in order is known until it is there again, however often the node is stopped in
+/// order meanwhile.
+#[test]
+fn what_may_be_lost_is_not_forgotten() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let incomplete = |storage: &Storage| storage.take_restored(PartitionId(0)).restored.incomplete;
+    let stop = |storage: &Storage, complete| {
+        storage.note_stopped(complete);
+        storage.close().expect("closed");
+    };
+    let (storage, ..) = open(dir.path());
+    assert!(!incomplete(&storage), "a new folder");
+    stop(&storage, false);
+    drop(storage);
+    let (storage, ..) = open(dir.path());
+    assert!(!incomplete(&storage), "it was stopped in order");
+    drop(storage);
+    for complete in [false, true] {
+        let (storage, ..) = open(dir.path());
+        assert!(incomplete(&storage), "it was not");
+        stop(&storage, complete);
+    }
+    let (storage, ..) = open(dir.path());
+    assert!(!incomplete(&storage), "everything was there again");
 }
 
 /// A disk that fails once the first segment is made.

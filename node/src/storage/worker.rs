@@ -3,6 +3,7 @@
 //!
 //! # Invariants
 //! * A checkpoint has its name only when all of it is on disk, and the older one of its partition goes only then.
+//! * Before one is begun that replaces everything, those before it are gone.
 //! * Of a checkpoint that has failed nothing stays, and what comes of it later is dropped.
 
 use super::{
@@ -72,6 +73,9 @@ pub(crate) struct CheckpointFile {
     pub(crate) partition: PartitionId,
     /// Where it starts.
     pub(crate) start: Lsn,
+    /// Whether it is of a copy of another replica's table: whatever was published of the partition before is void, and goes
+    /// first. It may be of a history that was given up, and start later than this one.
+    pub(crate) anew: bool,
     /// Pieces that are not written yet.
     pub(crate) waiting: Arc<AtomicUsize>,
 }
@@ -216,6 +220,10 @@ impl Worker {
 
     fn begin(&mut self, checkpoint: &CheckpointFile) -> io::Result<()> {
         self.discard(checkpoint);
+        if checkpoint.anew {
+            self.remove(checkpoint.partition, Lsn(u64::MAX))?;
+            sync_dir(&self.checkpoints)?;
+        }
         let name = checkpoint::file_name(checkpoint.partition, checkpoint.start);
         let path = self.checkpoints.join(format!("{name}.new"));
         self.files.lend(NAME_BYTES);
@@ -253,10 +261,15 @@ impl Worker {
             let _ = fs::remove_file(&open.path);
         })?;
         self.told = None;
+        self.remove(checkpoint.partition, checkpoint.start)
+    }
+
+    /// Removes the published checkpoints of a partition that start before this.
+    fn remove(&self, partition: PartitionId, before: Lsn) -> io::Result<()> {
         for entry in fs::read_dir(&self.checkpoints)? {
             let entry = entry?;
             let older = entry.file_name().to_str().and_then(checkpoint::of_file_name);
-            if older.is_some_and(|(id, start)| id == checkpoint.partition && start < checkpoint.start) {
+            if older.is_some_and(|(id, start)| id == partition && start < before) {
                 fs::remove_file(entry.path())?;
             }
         }

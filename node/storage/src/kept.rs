@@ -155,7 +155,10 @@ pub fn partitions(parts: &[Part]) -> Vec<PartitionId> {
 mod tests {
     use super::*;
     use crate::log::{SegmentId, StreamId};
-    use kv_proto::{ids::Epoch, replication::Record};
+    use kv_proto::{
+        cluster_map::Configuration,
+        ids::{DiskId, HistoryId, Member},
+    };
 
     fn part(entries: u64, last: u64) -> Part {
         Part {
@@ -215,6 +218,41 @@ mod tests {
         kept.handle_flushed(&part(2, 6));
         assert_eq!(kept.take_readable(), [(to, Lsn(4))]);
         assert_eq!(kept.take_readable(), []);
+    }
+
+    #[test]
+    fn of_what_was_there_before_a_reset_nothing_can_be_read() {
+        let at = |epoch, lsn| Position { epoch: Epoch(epoch), lsn: Lsn(lsn) };
+        let leader = Member { node: NodeId::new("n").expect("a name"), disk: DiskId(1) };
+        let configuration = Configuration { epoch: Epoch(3), history: HistoryId(1), leader, in_sync: vec![] };
+        let segment = SegmentId { stream: StreamId { generation: 1, executor: 0 }, number: 1 };
+        let place = |first, last| Place { segment, offset: 0, first: Lsn(first), last: Lsn(last) };
+        let mut kept = Kept::new(at(1, 2), Lsn(9), Index::default());
+        kept.handle_place(place(3, 9));
+        kept.wait_for(leader.node, Lsn(9));
+        kept.handle_append(&LogEntry::Reset { configuration, base: at(2, 5) });
+        assert_eq!((kept.released, kept.checkpoint_bytes, kept.resets, kept.is_settled()), (at(2, 5), 0, 1, false));
+        assert!(kept.places(Lsn(1), 9).is_empty() && kept.take_readable().is_empty());
+        // A batch that was under way is on disk, and then the reset with a record behind it.
+        kept.handle_flushed(&part(0, 12));
+        kept.handle_place(place(10, 12));
+        kept.handle_flushed(&Part { voids: Some(Lsn(0)), reset: Some(Lsn(5)), ..part(2, 6) });
+        kept.handle_place(place(6, 6));
+        assert_eq!((kept.is_settled(), kept.take_news(false)), (true, Some(2)));
+        assert_eq!((kept.unreleased(), kept.last_on_disk), (vec![place(6, 6)], Lsn(6)));
+        assert_eq!(kept.following(Lsn(5), BTreeMap::new()).0, at(2, 5));
+        assert_eq!(kept.following(Lsn(4), BTreeMap::new()).0.epoch, Epoch(0));
+    }
+
+    #[test]
+    fn where_a_copy_started_is_known_as_long_as_it_may_be_asked_for() {
+        let at = |lsn| Position { epoch: Epoch(2), lsn: Lsn(lsn) };
+        let mut kept = Kept::new(at(4), Lsn(7), Index::default());
+        kept.copied = at(6);
+        kept.release(at(7), 0);
+        let record = Record { position: at(7), operation_id: None, payload: [].into() };
+        let (previous, records) = kept.following(Lsn(6), BTreeMap::from([(Lsn(7), record)]));
+        assert_eq!((previous, records.len()), (at(6), 1));
     }
 
     #[test]

@@ -155,6 +155,11 @@ impl ConfigStore {
         let machine = StateMachine::open(disk.clone(), clusters, applied);
         let machine = machine.map_err(|e: DiskError| OpenError::damaged(&disk.path(), &e))?;
         let kept = machine.state().cluster.clone();
+        if let (Some(Kept(kept)), Some(Kept(old))) = (&kept, &old)
+            && (kept.map.cluster != old.map.cluster || kept.map.version < old.map.version)
+        {
+            return Err(OpenError::TwoMaps { dir: dir.to_path_buf() });
+        }
         if let Some(Kept(cluster)) = kept.as_ref().or(old.as_ref()) {
             same_shape(dir, cluster.shape(), shape)?;
         }
@@ -163,12 +168,12 @@ impl ConfigStore {
             return Err(OpenError::NotAlone { dir: dir.to_path_buf(), voters });
         }
 
-        let (id, in_use) = (disk.id(), disk.in_use());
+        let (id, in_use, path) = (disk.id(), disk.in_use(), disk.path());
         let peers = Arc::new(Peers::new(consensus.peers.clone(), clusters_seen.clone()));
         let failed = |e: &dyn std::fmt::Display| OpenError::Consensus(e.to_string());
         let config = configuration(consensus).map_err(|e| failed(&e))?;
         let raft = Raft::new(id, Arc::new(config), Network(peers.clone()), LogStore(disk), machine).await;
-        let raft = raft.map_err(|e| failed(&e))?;
+        let raft = raft.map_err(|e| OpenError::damaged(&path, &e))?;
         let has_old = old.is_some();
         // What an earlier version kept alone is the beginning, and nobody else's is.
         if consensus.peers.is_empty() || has_old {
@@ -183,20 +188,14 @@ impl ConfigStore {
         };
         let failure = watch::Sender::new(None);
         let keeper = Keeper { raft: raft.clone(), id, peers: peers.clone(), clusters: clusters_seen.clone(), first };
-        let (dir, told, mut seen) = (dir.to_path_buf(), failure.clone(), clusters_seen.clone());
+        let (dir, told, seen) = (dir.to_path_buf(), failure.clone(), clusters_seen.clone());
         let keeper = tokio::spawn(async move {
-            let check = async {
-                if seen.wait_for(|c| made(c).is_some()).await.is_ok_and(|_| true) {
-                    if let Err(error) = same_shape(&dir, seen.borrow().shape(), shape) {
-                        told.send_replace(Some(error.to_string()));
-                    }
-                    if has_old && let Err(error) = old_file::set_aside(&dir) {
-                        tracing::warn!(%error, "the file of an earlier version could not be renamed");
-                    }
+            let first_look = async {
+                if let Err(error) = once_made(seen, &dir, shape, has_old).await {
+                    told.send_replace(Some(error.to_string()));
                 }
-                std::future::pending::<()>().await;
             };
-            tokio::join!(keeper.run(), check);
+            tokio::join!(keeper.run(), first_look);
         });
         let store = ConfigStore {
             inner: Arc::new(Inner {
@@ -292,7 +291,7 @@ impl ConfigStore {
             },
             stopped = metrics.wait_for(|m| m.running_state.is_err()) => {
                 let why = stopped.map_or_else(|e| e.to_string(), |m| match &m.running_state {
-                    Err(fatal) => fatal.to_string(),
+                    Err(fatal) => format!("what was agreed on may not have been written ({fatal}); check the disk"),
                     Ok(()) => String::new(),
                 });
                 self.inner.failure.send_replace(Some(why.clone()));
@@ -381,6 +380,24 @@ fn configuration(consensus: &Consensus) -> Result<openraft::Config, String> {
         ..Default::default()
     };
     config.validate().map_err(|e| e.to_string())
+}
+
+/// What is to be done once there is a cluster, whoever has made it.
+///
+/// # Errors
+/// When it was made otherwise than this controller was told.
+async fn once_made(
+    mut clusters: watch::Receiver<Arc<Cluster>>,
+    dir: &Path,
+    asked: Shape,
+    has_old: bool,
+) -> Result<(), OpenError> {
+    let made = clusters.wait_for(|c| made(c).is_some()).await.map(|c| c.shape());
+    let Ok(kept) = made else { return Ok(()) };
+    if has_old && let Err(error) = old_file::set_aside(dir) {
+        tracing::warn!(%error, "the file of an earlier version could not be renamed");
+    }
+    same_shape(dir, kept, asked)
 }
 
 fn same_shape(dir: &Path, kept: Shape, asked: Shape) -> Result<(), OpenError> {

@@ -52,6 +52,15 @@ pub enum OpenError {
         /// Whose map.
         cluster: ClusterId,
     },
+    /// The folder has a map of each kind, and the older kind is not the older map.
+    #[error(
+        "{dir} has a `controller.redb` and a `cluster-map.json` that says something else: move the one away that is not of \
+         the cluster"
+    )]
+    TwoMaps {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// No cluster can have these numbers.
     #[error(transparent)]
     Shape(#[from] InvalidShape),

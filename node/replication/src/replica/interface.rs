@@ -175,6 +175,8 @@ pub enum Event {
     },
     /// The table that was loaded from a copy is on disk, as of some record from the copy's end on.
     CopyKept,
+    /// A part of the copy that is being loaded cannot be used.
+    CopyFailed,
     /// The time of [`Replica::poll_timeout`](super::Replica::poll_timeout) has come.
     Timeout,
 }

@@ -359,6 +359,7 @@ impl Replica {
             Event::Flushed { entries } => self.handle_flushed(now, entries, out),
             Event::LogRead { to, previous, records } => self.handle_log_read(to, previous, records, out),
             Event::CopyKept => self.handle_copy_kept(out),
+            Event::CopyFailed => self.give_up_copy(),
             Event::Message { from, epoch, body: PeerBody::Resign } => self.handle_resign(from, epoch),
             Event::Message { from, epoch, body } => {
                 let current = epoch == self.configuration.epoch

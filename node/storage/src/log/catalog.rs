@@ -4,8 +4,10 @@
 //! * A segment is let go only when every record in it is in a published checkpoint or was copied forward, and the state of
 //!   every partition in it stands in a younger segment on disk.
 //! * Segments of a stream are let go from the oldest on, so that a number that is missing between two others is damage.
-//! * A reset stays as long as any record or reset that it makes void: a checkpoint says nothing of those, and what their log
-//!   said to be committed may be of another history.
+//! * What is kept for other replicas is kept on top of that, as far as there is room for it: who does not find it gets a
+//!   copy of the table.
+//! * A reset stays as long as any record, reset or state that it makes void: a checkpoint says nothing of those, what their
+//!   log said to be committed may be of another history, and a state may say that the partition is faulty.
 
 use super::{SegmentId, writer::Sealed};
 use kv_proto::ids::{Lsn, PartitionId};
@@ -43,6 +45,8 @@ struct Need {
     adopted: bool,
     /// It is faulty: what it needs stays, and nobody can make that less.
     held: bool,
+    /// Other replicas are to be sent its records from here on.
+    sends_from: Option<Lsn>,
 }
 
 impl Catalog {
@@ -103,10 +107,18 @@ impl Catalog {
         self.needs.entry(partition).or_default().held = true;
     }
 
-    /// Bytes of all segments, without those that stay for faulty partitions.
+    /// Other replicas are to be sent the records of a partition from here on, or none.
+    pub fn keep_from(&mut self, partition: PartitionId, from: Option<Lsn>) {
+        if from.is_some() || self.needs.contains_key(&partition) {
+            self.needs.entry(partition).or_default().sends_from = from;
+        }
+    }
+
+    /// Bytes of all segments, without those that stay for faulty partitions or only for other replicas.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.segments.values().filter(|s| !self.is_held(s)).map(|s| s.bytes).sum()
+        let sent: u64 = self.sent().map(|(_, s)| s.bytes).sum();
+        self.segments.values().filter(|s| !self.is_held(s)).map(|s| s.bytes).sum::<u64>() - sent
     }
 
     /// Bytes of all segments.
@@ -131,18 +143,45 @@ impl Catalog {
 
     /// Whether it has a reset, and an older one has what this makes void.
     fn is_shield(&self, id: SegmentId, segment: &Segment) -> bool {
-        let older = |partition| {
-            self.segments.range(..id).any(|(_, s)| s.last.contains_key(partition) || s.resets.contains_key(partition))
+        let has = |s: &Segment, partition| {
+            s.last.contains_key(partition) || s.resets.contains_key(partition) || s.states.contains(partition)
         };
+        let older = |partition| self.segments.range(..id).any(|(_, s)| has(s, partition));
         segment.resets.keys().any(older)
     }
 
-    /// The oldest sealed segment of each stream.
+    /// Whether nobody here needs a sealed segment.
+    fn is_free(&self, id: SegmentId, segment: &Segment) -> bool {
+        segment.age.is_some() && self.pins(segment).next().is_none() && !self.is_shield(id, segment)
+    }
+
+    /// Whether other replicas are to be sent something of it.
+    fn is_to_be_sent(&self, segment: &Segment) -> bool {
+        let from = |partition| self.needs.get(partition)?.sends_from;
+        segment.last.iter().any(|(partition, last)| from(partition).is_some_and(|from| *last >= from))
+    }
+
+    /// The segments at the beginning of each stream that nobody here needs: once the others are let go, those that are kept for
+    /// other replicas, and what is younger in their streams.
+    fn sent(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
+        let mut needed = None;
+        self.segments.iter().filter_map(move |(id, segment)| {
+            let free = needed != Some(id.stream) && self.is_free(*id, segment);
+            if !free {
+                needed = Some(id.stream);
+            }
+            free.then_some((*id, segment))
+        })
+    }
+
+    /// The oldest sealed segment of each stream, of those behind what is kept only for other replicas.
     fn fronts(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
         let mut stream = None;
         self.segments.iter().filter_map(move |(id, segment)| {
-            let front = stream != Some(id.stream);
-            stream = Some(id.stream);
+            let front = stream != Some(id.stream) && !self.is_free(*id, segment);
+            if front {
+                stream = Some(id.stream);
+            }
             (front && segment.age.is_some()).then_some((*id, segment))
         })
     }
@@ -155,15 +194,41 @@ impl Catalog {
         Some((oldest.age?, self.pins(oldest).collect()))
     }
 
-    /// Lets go of the segments that nobody needs.
-    pub fn take_unneeded(&mut self) -> Vec<(SegmentId, u64)> {
+    /// Lets go of the segments that nobody needs. Of those that are kept only for other replicas, as many stay as have
+    /// `max_sent` bytes in all, the youngest.
+    pub fn take_unneeded(&mut self, max_sent: u64) -> Vec<(SegmentId, u64)> {
         let mut unneeded = Vec::new();
         loop {
-            let free = self.fronts().filter(|(id, s)| self.pins(s).next().is_none() && !self.is_shield(*id, s));
-            let Some((id, bytes)) = free.map(|(id, s)| (id, s.bytes)).next() else { return unneeded };
-            self.segments.remove(&id);
-            unneeded.push((id, bytes));
+            let next = self.unneeded(max_sent);
+            if next.is_empty() {
+                return unneeded;
+            }
+            // A reset may have stayed for the sake of one of these.
+            next.iter().for_each(|(id, _)| drop(self.segments.remove(id)));
+            unneeded.extend(next);
         }
+    }
+
+    fn unneeded(&self, max_sent: u64) -> Vec<(SegmentId, u64)> {
+        let (mut unneeded, mut stream) = (Vec::new(), None);
+        let mut kept: Vec<(Option<u64>, SegmentId, u64)> = Vec::new();
+        for (id, segment) in self.sent() {
+            if stream != Some(id.stream) && !self.is_to_be_sent(segment) {
+                unneeded.push((id, segment.bytes));
+            } else {
+                stream = Some(id.stream);
+                kept.push((segment.age, id, segment.bytes));
+            }
+        }
+        kept.sort_unstable();
+        let mut bytes: u64 = kept.iter().map(|(_, _, bytes)| bytes).sum();
+        for (_, id, of) in kept {
+            if bytes > max_sent {
+                bytes -= of;
+                unneeded.push((id, of));
+            }
+        }
+        unneeded
     }
 }
 
@@ -190,7 +255,7 @@ mod tests {
         assert_eq!(catalog.bytes(), 10);
         assert_eq!(catalog.oldest(), Some((2, vec![(PartitionId(0), Lsn(9))])));
         catalog.release(PartitionId(0), Lsn(9));
-        assert_eq!(catalog.take_unneeded(), [(id(2, 0, 1), 10)]);
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(2, 0, 1), 10)]);
     }
 
     #[test]
@@ -205,15 +270,52 @@ mod tests {
         assert_eq!(catalog.oldest(), Some((1, needed.to_vec())));
         catalog.release(PartitionId(0), Lsn(5));
         catalog.copied(PartitionId(1), 1);
-        assert_eq!(catalog.take_unneeded(), [], "partition 2 has its state nowhere else");
+        assert_eq!(catalog.take_unneeded(u64::MAX), [], "partition 2 has its state nowhere else");
         catalog.adopt(PartitionId(2));
-        assert_eq!(catalog.take_unneeded(), [(id(1, 0, 1), 10)]);
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(1, 0, 1), 10)]);
         catalog.release(PartitionId(0), Lsn(8));
-        assert_eq!(catalog.take_unneeded(), [], "nothing of a stream goes before what is older");
+        assert_eq!(catalog.take_unneeded(u64::MAX), [], "nothing of a stream goes before what is older");
         catalog.release(PartitionId(0), Lsn(9));
-        assert_eq!(catalog.take_unneeded(), [(id(2, 0, 1), 10), (id(2, 0, 2), 10)]);
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(2, 0, 1), 10), (id(2, 0, 2), 10)]);
         assert_eq!(catalog.bytes(), 10, "what is written to stays");
         assert_eq!(catalog.oldest(), None);
+    }
+
+    #[test]
+    fn what_others_are_to_be_sent_stays_as_long_as_there_is_room_for_it() {
+        let mut catalog = Catalog::default();
+        catalog.seal(sealed(id(1, 0, 1), &[(0, 5)]), 10, BTreeSet::new());
+        catalog.seal(sealed(id(1, 1, 1), &[(1, 5)]), 10, BTreeSet::new());
+        catalog.seal(sealed(id(1, 0, 2), &[(0, 9)]), 10, BTreeSet::new());
+        catalog.seal(sealed(id(1, 0, 3), &[(2, 7)]), 10, BTreeSet::new());
+        catalog.keep_from(PartitionId(0), Some(Lsn(6)));
+        catalog.keep_from(PartitionId(1), Some(Lsn(5)));
+        catalog.release(PartitionId(0), Lsn(9));
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(1, 0, 1), 10)]);
+        assert_eq!(catalog.bytes(), 20, "what is kept for others does not count");
+        catalog.release(PartitionId(1), Lsn(5));
+        assert_eq!((catalog.take_unneeded(20), catalog.bytes()), (vec![], 10));
+        let needed = Some((4, vec![(PartitionId(2), Lsn(7))]));
+        assert_eq!(catalog.oldest(), needed, "nobody here can do anything about the older ones");
+        catalog.keep_from(PartitionId(0), None);
+        assert_eq!(catalog.take_unneeded(20), [(id(1, 0, 2), 10)]);
+        catalog.release(PartitionId(2), Lsn(7));
+        catalog.keep_from(PartitionId(2), Some(Lsn(1)));
+        assert_eq!(catalog.take_unneeded(19), [(id(1, 1, 1), 10)], "the oldest go first");
+        assert_eq!((catalog.take_unneeded(0), catalog.bytes()), (vec![(id(1, 0, 3), 10)], 0));
+    }
+
+    #[test]
+    fn what_was_reset_needs_nothing_older_faulty_or_not() {
+        let mut catalog = Catalog::default();
+        catalog.hold(PartitionId(0));
+        catalog.release(PartitionId(0), Lsn(2));
+        catalog.seal(sealed(id(1, 0, 1), &[(0, 5)]), 10, BTreeSet::new());
+        assert_eq!(catalog.take_unneeded(0), []);
+        catalog.free(PartitionId(0), Lsn(3));
+        catalog.seal(sealed(id(1, 0, 2), &[(0, 4)]), 10, BTreeSet::new());
+        assert_eq!(catalog.take_unneeded(0), [(id(1, 0, 1), 10)]);
+        assert_eq!(catalog.oldest(), Some((2, vec![(PartitionId(0), Lsn(4))])));
     }
 
     #[test]
@@ -221,9 +323,9 @@ mod tests {
         let mut catalog = Catalog::default();
         catalog.seal(sealed(id(1, 0, 1), &[(0, 9)]), 10, BTreeSet::new());
         catalog.release(PartitionId(0), Lsn(5));
-        assert_eq!(catalog.take_unneeded(), []);
+        assert_eq!(catalog.take_unneeded(u64::MAX), []);
         catalog.void(PartitionId(0), Lsn(6));
-        assert_eq!(catalog.take_unneeded(), [(id(1, 0, 1), 10)]);
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(1, 0, 1), 10)]);
     }
 
     #[test]
@@ -237,8 +339,21 @@ mod tests {
         catalog.open(id(2, 0, 2), 10);
         assert_eq!(catalog.oldest(), Some((1, vec![(PartitionId(1), Lsn(2))])), "what was reset needs nothing older");
         catalog.release(PartitionId(0), Lsn(160));
-        assert_eq!(catalog.take_unneeded(), []);
+        assert_eq!(catalog.take_unneeded(u64::MAX), []);
         catalog.copied(PartitionId(1), 1);
-        assert_eq!(catalog.take_unneeded(), [(id(1, 0, 1), 10), (id(2, 0, 1), 10)]);
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(1, 0, 1), 10), (id(2, 0, 1), 10)]);
+    }
+
+    /// Without the reset, a state that says that the partition is faulty would count again.
+    #[test]
+    fn a_reset_stays_as_long_as_a_state_that_it_makes_void() {
+        let mut catalog = Catalog::default();
+        catalog.seal(sealed(id(1, 0, 1), &[(1, 2)]), 10, BTreeSet::from([PartitionId(0)]));
+        catalog.adopt(PartitionId(0));
+        let resets = BTreeMap::from([(PartitionId(0), Lsn(100))]);
+        catalog.seal(Sealed { resets, ..sealed(id(2, 0, 1), &[]) }, 10, BTreeSet::new());
+        assert_eq!(catalog.take_unneeded(u64::MAX), []);
+        catalog.copied(PartitionId(1), 1);
+        assert_eq!(catalog.take_unneeded(u64::MAX), [(id(1, 0, 1), 10), (id(2, 0, 1), 10)]);
     }
 }

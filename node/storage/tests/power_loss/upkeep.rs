@@ -132,7 +132,7 @@ impl Node {
                 }
             }
         }
-        let unneeded = self.catalog.take_unneeded();
+        let unneeded = self.catalog.take_unneeded(u64::MAX);
         if unneeded.is_empty() {
             return Ok(());
         }

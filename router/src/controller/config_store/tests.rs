@@ -169,6 +169,19 @@ async fn the_file_of_an_earlier_version_is_taken_over_once() {
     assert_eq!(store.get(), old);
 }
 
+/// As after a version that knew only the file was used for a while.
+#[tokio::test]
+async fn a_file_that_is_newer_than_what_took_its_place_is_not_passed_over() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(&dir, SHAPE).await.expect("opened");
+    let mut newer = Cluster::clone(&store.get());
+    store.stop().await;
+    newer.map.version = MapVersion(9);
+    old_file::write(dir.path(), &newer.into()).expect("written");
+    let error = open(&dir, SHAPE).await.err().expect("refused").to_string();
+    assert!(error.contains("says something else"), "{error}");
+}
+
 #[tokio::test]
 async fn two_routers_cannot_share_a_folder() {
     let dir = tempfile::tempdir().expect("a folder");

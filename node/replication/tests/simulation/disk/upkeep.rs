@@ -184,7 +184,7 @@ impl Disk {
 
     fn let_go(&mut self) {
         let process = self.process.as_mut().expect("it is running");
-        let gone: Vec<_> = process.catalog.take_unneeded().into_iter().map(|(id, _)| id).collect();
+        let gone: Vec<_> = process.catalog.take_unneeded(u64::MAX).into_iter().map(|(id, _)| id).collect();
         process.kept.index.forget(&gone);
         process.upkeep.done.gone += gone.len() as u64;
         gone.into_iter().for_each(|id| self.files.borrow_mut().let_go(id));
