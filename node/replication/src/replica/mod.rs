@@ -148,7 +148,7 @@ use leader::Leader;
 use learner::Copy;
 use log::Log;
 pub use log::{LogEntry, Restored};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// A replica of one partition.
 #[derive(Debug)]
@@ -494,7 +494,9 @@ impl Replica {
         if self.is_leader() {
             self.history = Some(self.configuration.history);
             self.role = if (led_before || resumes) && self.options.rules.reopen_after_restart {
-                Role::Reopening { next_proposal: now }
+                let waits =
+                    if self.configuration.in_sync.is_empty() { Duration::ZERO } else { self.options.reopen_after };
+                Role::Reopening { next_proposal: now.max(self.started + waits) }
             } else {
                 Role::Leader(Leader::new(&self.configuration, now))
             };
