@@ -343,12 +343,13 @@ impl Cluster {
         (0..).map(|i| format!("{prefix}-{i}")).find(hosts).expect("every shard hosts some")
     }
 
-    /// Whether every replica of every partition has applied the same and holds the same.
+    /// Whether every replica of every partition is in sync, has applied the same and holds the same.
     pub(crate) fn replicas_agree(&self) -> bool {
         self.check_replicas().is_ok()
     }
 
-    /// Says how the replicas of the first partition are that have not applied the same or do not hold the same.
+    /// Says how the replicas of the first partition are that lacks a member, or whose replicas have not applied the same or do
+    /// not hold the same.
     pub(crate) fn check_replicas(&self) -> Result<(), String> {
         let topology = self.topology();
         let replica = |node: &str, id| {
@@ -358,6 +359,9 @@ impl Cluster {
         for (id, partition) in topology.map.partitions() {
             let Some(configuration) = &partition.configuration else { return Err(format!("{id} has no leader")) };
             let replicas: Vec<_> = configuration.members().map(|m| replica(m.node.as_str(), id)).collect();
+            if replicas.len() != usize::from(topology.map.replicas) {
+                return Err(format!("{id} has the members {:?} only", configuration.members().collect::<Vec<_>>()));
+            }
             let state = |r: &Option<&ReplicaStats>| {
                 r.filter(|r| r.trouble.is_none()).map(|r| (r.applied_lsn, r.digest.clone()))
             };

@@ -39,7 +39,8 @@ fn values_with_a_life_are_gone_by_themselves_on_every_replica() {
 /// The delete of an expired value needs the follower, and until it is committed nobody may learn that it is gone.
 #[test]
 fn a_value_that_cannot_be_deleted_is_neither_there_nor_missing() {
-    let cluster = Cluster::start(&["--shards", "1"]);
+    // A leader that may not go on alone.
+    let cluster = Cluster::start(&["--shards", "1", "--min-in-sync", "2"]);
     let follower = cluster.process("shard0-follower").pid;
     let status = |method: Method, path: &str| cluster.send(method, path, &[], "value").status.as_u16();
     until("the follower hangs before the value expires", || {

@@ -109,43 +109,6 @@ fn of_three_replicas_the_last_one_serves_alone() {
     audit(&cluster, &mut keys);
 }
 
-/// It has reads in its sockets when it wakes up, and believes that it leads.
-fn a_frozen_leader_serves_nothing_old(reads: &str) {
-    let cluster = Cluster::start(&[&PAIR[..], &["--reads", reads]].concat());
-    until_put(&cluster, "key", "old");
-    let leader = cluster.process(LEADER);
-    let address = leader.address.expect("it listens");
-    let read = Operation::Get { key: b"key" };
-    let mut calls: Vec<Call> = (0..10).map(|_| Call::client(&address, None).0).collect();
-    for call in &mut calls {
-        call.send(&[(1, read)]);
-        assert_eq!(call.response(), (1, "old".to_owned()));
-    }
-    signal(leader.pid, Signal::STOP);
-    calls.iter_mut().for_each(|call| call.send(&[(2, read)]));
-    until_put(&cluster, "key", "new");
-    calls.iter_mut().for_each(|call| call.send(&[(3, read)]));
-    signal(leader.pid, Signal::CONT);
-    for call in &mut calls {
-        for id in [2, 3] {
-            let (answered, word) = call.response();
-            assert!(answered == id && (word == "new" || word.starts_with("Error(")), "{id}: {word}");
-        }
-    }
-    until_whole(&cluster);
-    assert_eq!(self::read(&cluster, "key"), "new");
-}
-
-#[test]
-fn a_frozen_leader_serves_nothing_old_when_its_lease_has_ended() {
-    a_frozen_leader_serves_nothing_old("lease");
-}
-
-#[test]
-fn a_frozen_leader_serves_nothing_old_when_it_has_to_be_confirmed() {
-    a_frozen_leader_serves_nothing_old("confirm");
-}
-
 /// Either has everything: both were in sync.
 #[test]
 fn when_both_were_killed_the_first_that_is_back_serves_all() {

@@ -2,6 +2,7 @@
 //! comes. All in one test program, so that [`common`] can let one cluster run at a time.
 
 mod admin;
+mod again;
 mod api;
 mod binary;
 mod blows;
@@ -14,6 +15,7 @@ mod expiry;
 mod failover;
 mod failures;
 mod folder;
+mod gaps;
 mod hostile;
 mod ledger;
 mod load;
@@ -23,11 +25,14 @@ mod nodes;
 mod packages;
 mod passing;
 mod rebuild;
+mod refill;
 mod restart;
 mod retries;
 mod routers;
 mod slow;
+mod stale;
 mod start;
+mod takeover;
 
 #[path = "../../examples/load_packages/http.rs"]
 mod http;

@@ -1,6 +1,6 @@
 //! The nodes of a cluster of one shard, killed and started again by hand, as a person does it.
 
-use crate::common::{Cluster, Spawned, kv, signal, until_ok};
+use crate::common::{Cluster, Spawned, kv, run, signal, until_ok};
 use hyper::{Method, StatusCode};
 use kv_proto::stats::ReplicaStats;
 use rustix::process::Signal;
@@ -28,13 +28,14 @@ pub(crate) fn until_led_by(cluster: &Cluster, node: &str) {
     });
 }
 
-/// Waits until a node leads or follows every partition.
+/// Waits until a node leads or follows every partition of its shard.
 #[track_caller]
 pub(crate) fn until_in_sync(cluster: &Cluster, node: &str) {
     until_ok(&format!("{node} is in sync"), || {
         let map = cluster.topology().map;
         let is_member = |id| map.configuration(id).is_some_and(|c| c.members().any(|m| m.node.as_str() == node));
-        match map.partitions().filter(|(id, _)| !is_member(*id)).count() {
+        let shard = map.nodes.iter().find(|n| n.id.as_str() == node).map(|n| n.shard);
+        match map.partitions().filter(|(id, p)| Some(p.shard) == shard && !is_member(*id)).count() {
             0 => Ok(()),
             n => Err(format!("{n} partitions are without it: {:?}", replicas(cluster, node))),
         }
@@ -56,7 +57,7 @@ pub(crate) fn until_whole(cluster: &Cluster) {
         let answer = cluster.send(Method::GET, "/readyz", &[], "");
         match answer.status {
             StatusCode::OK if answer.json()["status"] == "ready" => Ok(()),
-            _ => Err(String::from_utf8_lossy(&answer.body).into_owned()),
+            _ => Err(run(&mut cluster.kv(&["status", "--partitions"])).1),
         }
     });
     until_ok("all replicas agree", || cluster.check_replicas());

@@ -37,8 +37,8 @@ struct Sending {
     start: Position,
     /// What the core calls it.
     sent: u64,
-    /// How many parts were sent; `None` before its beginning was.
-    parts: Option<u32>,
+    /// How many parts were sent.
+    parts: u32,
     walk: CopyWalk,
 }
 
@@ -58,8 +58,10 @@ impl Executor {
         let Some(partition) = self.partition(id) else { return };
         let (start, epoch) = (partition.applied(), partition.replica.configuration().epoch);
         partition.kept.copied = start;
-        let sending = Sending { line, epoch, start, sent, parts: None, walk: CopyWalk::default() };
+        let sending = Sending { line, epoch, start, sent, parts: 0, walk: CopyWalk::default() };
         self.copies.sending.insert((id, to), sending);
+        // Before any younger beacon, whether there is room for parts or not: behind one it would be taken for one that is late.
+        self.send_to_peer(id, to, PeerBody::CopyBegin { start, sent });
         self.touch(id);
     }
 
@@ -77,18 +79,13 @@ impl Executor {
                 self.copies.sending.insert((id, to), sending);
                 return false;
             }
-            let Some(number) = sending.parts else {
-                sending.parts = Some(0);
-                self.send_to_peer(id, to, PeerBody::CopyBegin { start, sent });
-                continue;
-            };
             let (bytes, last) = partition.next_part(&mut sending.walk, PART_BYTES);
             let (end, digest) = (partition.applied().lsn, last.then(|| partition.copy_digest()));
-            let parts = number + 1;
-            sending.parts = Some(parts);
+            let number = sending.parts;
+            sending.parts += 1;
             self.send_to_peer(id, to, PeerBody::CopyPart { sent, number, bytes });
             if let Some(digest) = digest {
-                self.send_to_peer(id, to, PeerBody::CopyEnd { sent, parts, end, digest });
+                self.send_to_peer(id, to, PeerBody::CopyEnd { sent, parts: sending.parts, end, digest });
                 self.give(clock::now(), id, Event::CopySent { to, start });
                 return true;
             }

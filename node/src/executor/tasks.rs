@@ -38,6 +38,9 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 /// How long a stopping executor waits until others lead, and how often it looks.
 const HANDOFF_TIMEOUT: Duration = Duration::from_millis(1500);
 const HANDOFF_TICK: Duration = Duration::from_millis(2);
+/// How long a stopping executor whose leadership passed to others tells clients so: those that were refused meanwhile ask again
+/// within that time, and would find nobody.
+const REDIRECT_FOR: Duration = Duration::from_millis(250);
 /// How long a stopping executor waits for what is under way, and how often it looks.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const DRAIN_TICK: Duration = Duration::from_millis(5);
@@ -166,6 +169,7 @@ pub(crate) async fn run(
 async fn stop(executor: &RefCell<Executor>, shared: &Shared, mail: &Receiver<Mail>) {
     let began = clock::now();
     executor.borrow_mut().pass_on_leadership();
+    let passes = executor.borrow().passes_on_leadership();
     let mut passes_on = true;
     while clock::now().since(began) < HANDOFF_TIMEOUT {
         if passes_on && !executor.borrow().passes_on_leadership() {
@@ -181,11 +185,12 @@ async fn stop(executor: &RefCell<Executor>, shared: &Shared, mail: &Receiver<Mai
     let began = clock::now();
     executor.borrow_mut().draining = true;
     shared.taking.fetch_sub(1, Ordering::SeqCst);
+    let redirects = if passes { REDIRECT_FOR } else { Duration::ZERO };
     while clock::now().since(began) < DRAIN_TIMEOUT {
         // What others have passed on until then is in the mail.
         let last = shared.taking.load(Ordering::SeqCst) == 0;
         take_all_mail(executor, mail);
-        if last && executor.borrow().is_quiet() {
+        if last && executor.borrow().is_quiet() && clock::now().since(began) >= redirects {
             break;
         }
         sleep(DRAIN_TICK).await;
