@@ -36,7 +36,8 @@
 //! which nobody here knows any more whether they are committed. A *follower* goes on with what it has: its log holds
 //! all that it ever reported as flushed. A *leader* must not: it may have sent records and lost them, and would give
 //! their positions to others. It asks the controller for the next epoch with the same members (*Reopen*), and begins
-//! that one as any new leader does.
+//! that one as any new leader does; but not at once, where it has followers: they have missed it for longer than it can
+//! know, and one of them may be about to take over and serve sooner.
 //!
 //! # Reconciliation
 //!
