@@ -4,6 +4,9 @@ use clap::{Args, ValueEnum};
 use kv_replication::replica;
 use std::time::Duration;
 
+/// A leader that was restarted has about so many beacon intervals to begin its next epoch, before it may serve in it.
+const BEACONS_TO_BEGIN_IN: u64 = 3;
+
 /// When a replica is given up, and what a leader needs to serve. The same on every node of a cluster.
 #[derive(Args, Clone, Debug)]
 pub struct FailoverOptions {
@@ -104,12 +107,14 @@ impl FailoverOptions {
     }
 
     pub(crate) fn replica(&self) -> replica::Options {
+        let before_the_end_of_grace = BEACONS_TO_BEGIN_IN * self.beacon_interval_ms;
         replica::Options {
             beacon_interval: Duration::from_millis(self.beacon_interval_ms),
             suspect_after: Duration::from_millis(self.suspect_after_ms),
             lease: Duration::from_millis(self.lease_ms),
             grace: Duration::from_millis(self.grace_ms),
             start_patience: Duration::from_millis(self.start_patience_ms),
+            reopen_after: Duration::from_millis(self.grace_ms.saturating_sub(before_the_end_of_grace)),
             reads: match self.reads {
                 ReadMode::Lease => replica::Reads::Lease,
                 ReadMode::Confirm => replica::Reads::Confirm,

@@ -26,6 +26,9 @@ pub struct Options {
     /// How long a replica that was just started waits for others before it changes the configuration: they may be
     /// reading their logs.
     pub start_patience: Duration,
+    /// How long a leader that was restarted leaves it to its followers to take over, from its start on, before it asks to lead
+    /// again: they have missed it for longer than it can know, and it serves only a grace after its start anyway.
+    pub reopen_after: Duration,
     /// What a leader needs to serve reads.
     pub reads: Reads,
     /// How many replicas must be members so that writes are taken and committed.
@@ -56,6 +59,7 @@ impl Default for Options {
             flush_within: Duration::from_secs(2),
             grace: Duration::from_millis(1500),
             start_patience: Duration::from_secs(4),
+            reopen_after: Duration::ZERO,
             reads: Reads::Lease,
             min_in_sync: 1,
             durable: true,

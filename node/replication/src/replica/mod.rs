@@ -36,7 +36,8 @@
 //! which nobody here knows any more whether they are committed. A *follower* goes on with what it has: its log holds
 //! all that it ever reported as flushed. A *leader* must not: it may have sent records and lost them, and would give
 //! their positions to others. It asks the controller for the next epoch with the same members (*Reopen*), and begins
-//! that one as any new leader does.
+//! that one as any new leader does; but not at once, where it has followers: they have missed it for longer than it can
+//! know, and one of them may be about to take over and serve sooner.
 //!
 //! # Reconciliation
 //!
@@ -148,7 +149,7 @@ use leader::Leader;
 use learner::Copy;
 use log::Log;
 pub use log::{LogEntry, Restored};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// A replica of one partition.
 #[derive(Debug)]
@@ -494,7 +495,9 @@ impl Replica {
         if self.is_leader() {
             self.history = Some(self.configuration.history);
             self.role = if (led_before || resumes) && self.options.rules.reopen_after_restart {
-                Role::Reopening { next_proposal: now }
+                let waits =
+                    if self.configuration.in_sync.is_empty() { Duration::ZERO } else { self.options.reopen_after };
+                Role::Reopening { next_proposal: now.max(self.started + waits) }
             } else {
                 Role::Leader(Leader::new(&self.configuration, now))
             };

@@ -97,6 +97,7 @@ impl Plan {
         Options {
             beacon_interval: Duration::from_millis(self.beacon_ms),
             start_patience: Duration::from_millis(self.start_patience_ms),
+            reopen_after: Duration::from_millis(if self.seed.is_multiple_of(2) { 1200 } else { 0 }),
             reads: self.reads,
             min_in_sync: self.min_in_sync,
             durable: self.durable(),
