@@ -4,7 +4,7 @@
 
 use crate::{
     disk::{Disk, expected::Log},
-    writes::{number, record_of},
+    writes::{MAX_VALUE_BYTES, number, record_of},
 };
 use kv_proto::{
     ids::{Epoch, Lsn, Member},
@@ -56,6 +56,8 @@ pub(crate) struct Checks {
     asked: BTreeSet<(Life, Epoch)>,
     /// Whom the leader of an epoch asked to add.
     adding: BTreeMap<Epoch, Member>,
+    /// Bytes of records that a replica holds at most.
+    max_held_bytes: usize,
     /// How many records were lost.
     pub(crate) losses: u64,
 }
@@ -68,7 +70,7 @@ pub(crate) struct Counted<'a> {
 }
 
 impl Checks {
-    pub(crate) fn new(durable: bool, nodes: usize) -> Self {
+    pub(crate) fn new(durable: bool, nodes: usize, max_pending: usize) -> Self {
         Checks {
             durable,
             history: Vec::new(),
@@ -82,6 +84,8 @@ impl Checks {
             spoke: vec![Epoch(0); nodes],
             asked: BTreeSet::new(),
             adding: BTreeMap::new(),
+            // What is pending, a record that marks a place, and what is on the way of being committed.
+            max_held_bytes: (2 * max_pending + 2) * MAX_VALUE_BYTES,
             losses: 0,
         }
     }
@@ -282,6 +286,8 @@ impl Checks {
     pub(crate) fn replica(&self, node: usize, replica: &Replica, disk: &Disk) -> Verdict {
         let (flushed, last) = (replica.flushed(), disk.live.last());
         ensure(replica.prepared() == last, || format!("node {node} has another log than its disk: {last}"))?;
+        let held = replica.held_bytes();
+        ensure(held <= self.max_held_bytes, || format!("node {node} holds {held} bytes of records"))?;
         if !self.durable {
             return Ok(());
         }
