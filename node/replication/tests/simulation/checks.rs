@@ -49,7 +49,8 @@ pub(crate) struct Checks {
     /// The newest epoch in which anybody served.
     served: Epoch,
     epochs_served: BTreeSet<Epoch>,
-    refused: BTreeSet<u64>,
+    /// How often each write was proposed, without the proposals that were refused.
+    proposed: BTreeMap<u64, u64>,
     /// The newest epoch in which each node said anything.
     spoke: Vec<Epoch>,
     /// Who asked to take over, and from which epoch.
@@ -80,7 +81,7 @@ impl Checks {
             leaders: BTreeMap::new(),
             served: Epoch(0),
             epochs_served: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            proposed: BTreeMap::new(),
             spoke: vec![Epoch(0); nodes],
             asked: BTreeSet::new(),
             adding: BTreeMap::new(),
@@ -113,13 +114,13 @@ impl Checks {
         self.asked.insert((life, epoch));
     }
 
-    /// A write that was refused is tried again.
-    pub(crate) fn try_again(&mut self, number: u64) {
-        self.refused.remove(&number);
+    pub(crate) fn propose(&mut self, number: u64) {
+        *self.proposed.entry(number).or_default() += 1;
     }
 
+    /// A proposal was refused.
     pub(crate) fn refuse(&mut self, number: u64) {
-        self.refused.insert(number);
+        *self.proposed.get_mut(&number).expect("it was proposed") -= 1;
     }
 
     /// A node has another disk: as a member it is another one.
@@ -219,7 +220,7 @@ impl Checks {
             self.table(node, position, digest)?;
         }
         let at = position.lsn.0 as usize - 1;
-        ensure(number.is_none_or(|n| !self.refused.contains(&n)), || {
+        ensure(number.is_none_or(|n| self.proposed.get(&n).is_some_and(|times| *times > 0)), || {
             format!("write {number:?} was refused and is applied")
         })?;
         ensure(at <= self.history.len(), || format!("node {node} applies {position} before what is before it"))?;
