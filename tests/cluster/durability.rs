@@ -156,6 +156,7 @@ fn without_the_disk_acknowledged_writes_outlive_single_kills() {
                 let processes = cluster.manifest().processes;
                 (processes.len() == 4 && processes.iter().all(|p| p.pid != victim.pid)).then_some(())
             });
+            cluster.until_ready();
             until_whole(&cluster);
             acknowledged.wait_for_more(200);
         };

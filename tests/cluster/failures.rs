@@ -27,7 +27,9 @@ fn a_follower_that_hangs_holds_up_writes_of_its_shard_for_a_moment_and_nothing_e
         let since = Instant::now();
         until("writes are taken", || {
             let outcome = outcome(&cluster.put(&key, &json!("alone")));
-            assert!(outcome.0 == 200 || outcome == (503, "not_applied".to_owned()), "{outcome:?}");
+            // What was in flight when the follower hung may be told of too late.
+            let refused = [(503, "not_applied".to_owned()), (504, "unknown".to_owned())];
+            assert!(outcome.0 == 200 || refused.contains(&outcome), "{outcome:?}");
             (outcome.0 == 200).then_some(())
         });
         (other.join().expect("written"), since.elapsed())
@@ -35,8 +37,10 @@ fn a_follower_that_hangs_holds_up_writes_of_its_shard_for_a_moment_and_nothing_e
     println!("a write waited for {took:?}, one of another shard for {elsewhere_took:?}");
     assert!(took < BOUND / 3, "{took:?}");
     assert_eq!(cluster.get(&key).json()["value"], json!("alone"));
-    let status = run(&mut cluster.kv(&["status"])).1;
-    assert!(status.contains("DEGRADED") && status.contains("alone: shard0-leader"), "{status}");
+    until_ok("the leader goes on alone with all of its partitions", || {
+        let status = run(&mut cluster.kv(&["status"])).1;
+        if status.contains("DEGRADED") && status.contains("alone: shard0-leader") { Ok(()) } else { Err(status) }
+    });
 
     signal(follower, Signal::CONT);
     until_ok("all replicas agree", || cluster.check_replicas());

@@ -298,7 +298,7 @@ impl Executor {
         let (places, resets) = (partition.kept.unreleased(), partition.kept.resets);
         let (to, after) = (None, Lsn(0));
         let read = ReadLog { executor: index, partition: id, places, to, after };
-        self.shared.storage.ask(Job::Read(read));
+        self.shared.storage.read_log(read);
         Some(resets)
     }
 

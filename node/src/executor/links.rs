@@ -315,7 +315,18 @@ impl Executor {
         if let Role::PeerOut { member, executor } = role
             && let Some(peer) = self.links.peers.get_mut(&member.node)
         {
-            peer.room.insert(executor, room);
+            let before = peer.room.insert(executor, room);
+            if room == TAKES_NOTHING && before != Some(room) {
+                self.do_without(member.node, executor);
+            }
+        }
+    }
+
+    /// The disk of a follower takes nothing: what is led here goes on without it, and has it catch up when it does again.
+    fn do_without(&mut self, node: NodeId, executor: ExecutorIndex) {
+        let now = clock::now();
+        for id in self.common_partitions(node, executor) {
+            self.give(now, id, Event::DropFollower { node });
         }
     }
 

@@ -8,7 +8,7 @@
 use super::{Executor, Shared};
 use crate::{
     clock, fatal,
-    storage::{Job, ReadLog, RestoreError, Stream},
+    storage::{ReadLog, RestoreError, Stream},
 };
 use kv_proto::{
     cluster_map::AckMode,
@@ -32,7 +32,7 @@ const LATE_LOOKS: u32 = 4;
 /// After so many the process ends: 10 s.
 const LAST_LOOKS: u32 = 20;
 /// Batches that are read at a time for who needs records that are not in memory any more.
-const READ_BATCHES: usize = 16;
+const READ_BATCHES: usize = 64;
 
 /// An executor's log.
 pub(super) struct Log {
@@ -245,7 +245,7 @@ impl Executor {
         }
         let places = partition.kept.places(after, READ_BATCHES);
         let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };
-        self.shared.storage.ask(Job::Read(read));
+        self.shared.storage.read_log(read);
     }
 
     /// Records were read.

@@ -5,7 +5,8 @@
 //! * `reserve`: room on the disk that is taken in advance
 //! * `stream`: the thread that writes an executor's stream of the log
 //! * `restore`: reading everything back at the start
-//! * `worker`: the thread for everything else that blocks: checkpoints, reading from the log, making and removing files
+//! * `log_reader`: the thread that reads from it
+//! * `worker`: the thread for everything else that blocks: checkpoints, making and removing files
 //!
 //! # Invariants
 //! * No executor waits for a disk.
@@ -13,6 +14,7 @@
 
 mod data_dir;
 mod files;
+mod log_reader;
 mod reserve;
 mod restore;
 mod stream;
@@ -23,9 +25,10 @@ mod worker;
 pub(crate) use data_dir::DataDir;
 pub use data_dir::DataDirError;
 pub(crate) use files::preallocated;
+pub(crate) use log_reader::ReadLog;
 pub use restore::RestoreError;
 pub(crate) use stream::Stream;
-pub(crate) use worker::{CheckpointFile, Job, ReadLog};
+pub(crate) use worker::{CheckpointFile, Job};
 
 use crate::{executor::Mail, mailbox::Sender, options::StorageSettings};
 use files::SegmentFiles;
@@ -78,6 +81,7 @@ pub(crate) struct Storage {
     /// Bytes of the checkpoints that were restored.
     checkpoints: BTreeMap<PartitionId, u64>,
     worker: mpsc::Sender<Job>,
+    log_reader: mpsc::Sender<ReadLog>,
 }
 
 /// Bytes that a checkpoint of table and operations takes at most.
@@ -138,8 +142,10 @@ impl Storage {
         files.reserve(0, room_for_checkpoints(tables));
         let damage = restored.recovered.damage.first().cloned();
         let files = Arc::new(files);
-        let worker = worker::start(&settings.dir, identity, files.clone(), mail)
-            .map_err(restore::io_error("start a thread for", &settings.dir))?;
+        let cannot_start = restore::io_error("start a thread for", &settings.dir);
+        let threads = worker::start(&settings.dir, files.clone(), mail.clone())
+            .and_then(|worker| Ok((worker, log_reader::start(identity, files.clone(), mail)?)));
+        let (worker, log_reader) = threads.map_err(cannot_start)?;
         Ok(Arc::new(Storage {
             settings,
             identity,
@@ -154,6 +160,7 @@ impl Storage {
             restored: Mutex::new(restored.recovered.partitions),
             checkpoints: restored.checkpoints,
             worker,
+            log_reader,
         }))
     }
 
@@ -240,6 +247,12 @@ impl Storage {
     pub(crate) fn ask(&self, job: Job) {
         // The worker ends only with the process.
         let _ = self.worker.send(job);
+    }
+
+    /// Has records read from the log.
+    pub(crate) fn read_log(&self, read: ReadLog) {
+        // The reader ends only with the process.
+        let _ = self.log_reader.send(read);
     }
 
     /// Has a segment ready before one is needed.

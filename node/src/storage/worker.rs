@@ -12,23 +12,12 @@ use super::{
     files::SegmentFiles,
 };
 use crate::{executor::Mail, mailbox::Sender};
-use kv_proto::{
-    ids::{ExecutorIndex, Lsn, NodeId, PartitionId},
-    replication::Record,
-};
-use kv_storage::{
-    checkpoint,
-    log::{
-        SegmentId,
-        format::{self, BATCH_HEADER_BYTES, Content, Identity},
-        index::Place,
-    },
-};
+use kv_proto::ids::{ExecutorIndex, Lsn, PartitionId};
+use kv_storage::{checkpoint, log::SegmentId};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -60,8 +49,6 @@ pub(crate) enum Job {
     Publish(CheckpointFile),
     /// A checkpoint is not to be.
     Abandon(CheckpointFile),
-    /// Read from the log. Answered by [`Mail::LogRead`].
-    Read(ReadLog),
 }
 
 /// A checkpoint on its way.
@@ -80,21 +67,6 @@ pub(crate) struct CheckpointFile {
     pub(crate) waiting: Arc<AtomicUsize>,
 }
 
-/// Records that somebody wants to have from the log.
-#[derive(Clone, Debug)]
-pub(crate) struct ReadLog {
-    /// Who asks.
-    pub(crate) executor: ExecutorIndex,
-    /// The partition.
-    pub(crate) partition: PartitionId,
-    /// The batches that have them.
-    pub(crate) places: Vec<Place>,
-    /// The replica that they are for; `None` where they are to be copied forward.
-    pub(crate) to: Option<NodeId>,
-    /// The record before the first that is wanted.
-    pub(crate) after: Lsn,
-}
-
 struct Open {
     start: Lsn,
     file: File,
@@ -107,7 +79,6 @@ struct Open {
 
 struct Worker {
     checkpoints: PathBuf,
-    identity: Identity,
     files: Arc<SegmentFiles>,
     mail: Vec<Sender<Mail>>,
     open: HashMap<PartitionId, Open>,
@@ -117,17 +88,11 @@ struct Worker {
     told_full: bool,
 }
 
-pub(super) fn start(
-    dir: &Path,
-    identity: Identity,
-    files: Arc<SegmentFiles>,
-    mail: Vec<Sender<Mail>>,
-) -> io::Result<mpsc::Sender<Job>> {
+pub(super) fn start(dir: &Path, files: Arc<SegmentFiles>, mail: Vec<Sender<Mail>>) -> io::Result<mpsc::Sender<Job>> {
     let (sender, jobs) = mpsc::channel();
     let checkpoints = dir.join("checkpoints");
     thread::Builder::new().name("storage".into()).spawn(move || {
-        let mut worker =
-            Worker { checkpoints, identity, files, mail, open: HashMap::new(), told: None, told_full: false };
+        let mut worker = Worker { checkpoints, files, mail, open: HashMap::new(), told: None, told_full: false };
         let mut look = Instant::now() + LOOK_INTERVAL;
         loop {
             match jobs.recv_timeout(look.saturating_duration_since(Instant::now())) {
@@ -172,10 +137,6 @@ impl Worker {
                 self.tell(&checkpoint, published.is_ok());
             }
             Job::Abandon(checkpoint) => self.discard(&checkpoint),
-            Job::Read(read) => {
-                let records = self.read(&read);
-                self.mail[usize::from(read.executor.0)].send(Mail::LogRead { read, records });
-            }
         }
     }
 
@@ -281,42 +242,5 @@ impl Worker {
             self.files.settle(open.bytes);
             let _ = fs::remove_file(open.path);
         }
-    }
-
-    /// The records of the partition in these batches, by their LSNs. A segment that is gone has none that are needed.
-    fn read(&mut self, read: &ReadLog) -> BTreeMap<Lsn, Record> {
-        let mut records = BTreeMap::new();
-        for place in &read.places {
-            match self.read_batch(read.partition, *place) {
-                Ok(found) => records.extend(found.into_iter().map(|r| (r.position.lsn, r))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::error!(segment = %place.segment, %error, "cannot read from the log"),
-            }
-        }
-        records
-    }
-
-    fn read_batch(&self, partition: PartitionId, place: Place) -> io::Result<Vec<Record>> {
-        let file = File::open(self.files.path(place.segment))?;
-        let mut bytes = vec![0; BATCH_HEADER_BYTES];
-        file.read_exact_at(&mut bytes, place.offset)?;
-        let length = format::batch_bytes(&bytes);
-        bytes.resize(length.min(file.metadata()?.len() as usize), 0);
-        file.read_exact_at(&mut bytes, place.offset)?;
-        let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-        let batch = format::read_batch(&bytes, &self.identity, place.segment, place.offset);
-        let batch = batch.ok_or_else(|| damaged("a batch is damaged"))?;
-        let mut body = &batch.body[..];
-        let mut records = Vec::new();
-        while !body.is_empty() {
-            let entry = format::read_entry(&mut body).map_err(|e| damaged(&e.to_string()))?;
-            if let Content::Record { record, .. } = entry.content
-                && entry.partition == partition
-                && (place.first..=place.last).contains(&record.position.lsn)
-            {
-                records.push(record);
-            }
-        }
-        Ok(records)
     }
 }
