@@ -10,6 +10,7 @@
 //! * A reset is in the log before anything that follows the copy's start.
 
 use super::{Action, Actions, Replica, Role};
+use crate::clock::Instant64;
 use kv_proto::{
     ids::Lsn,
     replication::{Basis, Position},
@@ -59,12 +60,14 @@ impl Replica {
     }
 
     /// A copy begins, unless it comes late, when the leader may count on what is here again: see what it answered since.
-    pub(super) fn handle_copy_begin(&mut self, start: Position, sent: u64, out: &mut Actions) {
+    pub(super) fn handle_copy_begin(&mut self, now: Instant64, start: Position, sent: u64, out: &mut Actions) {
         let learner = self.is_learner();
         let Role::Follower(follower) = &mut self.role else { return };
         if !learner || start.epoch > self.configuration.epoch || !follower.begin_anew(start.lsn, sent) {
             return;
         }
+        // Its stamp is said from now on as that of a beacon that was answered: so it is the same promise.
+        (self.last_promise, self.has_promised) = (now, true);
         (self.fault, self.copy, self.committed) = (None, Some(Copy::Loading { sent, next: 0 }), start.lsn);
         (self.history, self.incomplete) = (Some(self.configuration.history), false);
         out.push(Action::ResetTable);

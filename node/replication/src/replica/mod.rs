@@ -622,7 +622,7 @@ impl Replica {
                     PeerBody::Beacon { committed, sent, serving } => {
                         self.handle_beacon(now, committed, sent, serving, out);
                     }
-                    PeerBody::CopyBegin { start, sent } => self.handle_copy_begin(start, sent, out),
+                    PeerBody::CopyBegin { start, sent } => self.handle_copy_begin(now, start, sent, out),
                     PeerBody::CopyPart { sent, number, bytes } => self.handle_copy_part(sent, number, bytes, out),
                     PeerBody::CopyEnd { sent, parts, end, digest } => {
                         self.handle_copy_end(Copy::Loading { sent, next: parts }, end, digest, out);

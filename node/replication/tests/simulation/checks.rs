@@ -4,7 +4,7 @@
 
 use crate::{
     disk::{Disk, expected::Log},
-    writes::{number, record_of},
+    writes::{MAX_VALUE_BYTES, number, record_of},
 };
 use kv_proto::{
     ids::{Epoch, Lsn, Member},
@@ -49,13 +49,16 @@ pub(crate) struct Checks {
     /// The newest epoch in which anybody served.
     served: Epoch,
     epochs_served: BTreeSet<Epoch>,
-    refused: BTreeSet<u64>,
+    /// How often each write was proposed, without the proposals that were refused.
+    proposed: BTreeMap<u64, u64>,
     /// The newest epoch in which each node said anything.
     spoke: Vec<Epoch>,
     /// Who asked to take over, and from which epoch.
     asked: BTreeSet<(Life, Epoch)>,
     /// Whom the leader of an epoch asked to add.
     adding: BTreeMap<Epoch, Member>,
+    /// Bytes of records that a replica holds at most.
+    max_held_bytes: usize,
     /// How many records were lost.
     pub(crate) losses: u64,
 }
@@ -68,7 +71,7 @@ pub(crate) struct Counted<'a> {
 }
 
 impl Checks {
-    pub(crate) fn new(durable: bool, nodes: usize) -> Self {
+    pub(crate) fn new(durable: bool, nodes: usize, max_pending: usize) -> Self {
         Checks {
             durable,
             history: Vec::new(),
@@ -78,10 +81,12 @@ impl Checks {
             leaders: BTreeMap::new(),
             served: Epoch(0),
             epochs_served: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            proposed: BTreeMap::new(),
             spoke: vec![Epoch(0); nodes],
             asked: BTreeSet::new(),
             adding: BTreeMap::new(),
+            // What is pending, a record that marks a place, and what is on the way of being committed.
+            max_held_bytes: (2 * max_pending + 2) * MAX_VALUE_BYTES,
             losses: 0,
         }
     }
@@ -109,13 +114,13 @@ impl Checks {
         self.asked.insert((life, epoch));
     }
 
-    /// A write that was refused is tried again.
-    pub(crate) fn try_again(&mut self, number: u64) {
-        self.refused.remove(&number);
+    pub(crate) fn propose(&mut self, number: u64) {
+        *self.proposed.entry(number).or_default() += 1;
     }
 
+    /// A proposal was refused.
     pub(crate) fn refuse(&mut self, number: u64) {
-        self.refused.insert(number);
+        *self.proposed.get_mut(&number).expect("it was proposed") -= 1;
     }
 
     /// A node has another disk: as a member it is another one.
@@ -215,7 +220,7 @@ impl Checks {
             self.table(node, position, digest)?;
         }
         let at = position.lsn.0 as usize - 1;
-        ensure(number.is_none_or(|n| !self.refused.contains(&n)), || {
+        ensure(number.is_none_or(|n| self.proposed.get(&n).is_some_and(|times| *times > 0)), || {
             format!("write {number:?} was refused and is applied")
         })?;
         ensure(at <= self.history.len(), || format!("node {node} applies {position} before what is before it"))?;
@@ -282,6 +287,8 @@ impl Checks {
     pub(crate) fn replica(&self, node: usize, replica: &Replica, disk: &Disk) -> Verdict {
         let (flushed, last) = (replica.flushed(), disk.live.last());
         ensure(replica.prepared() == last, || format!("node {node} has another log than its disk: {last}"))?;
+        let held = replica.held_bytes();
+        ensure(held <= self.max_held_bytes, || format!("node {node} holds {held} bytes of records"))?;
         if !self.durable {
             return Ok(());
         }

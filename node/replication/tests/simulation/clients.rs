@@ -35,8 +35,6 @@ pub(crate) struct Request {
     attempt: u64,
     partition: usize,
     what: Wanted,
-    /// No earlier attempt can have happened, or happen yet.
-    is_certain: bool,
 }
 
 /// Who waits at a node for an answer of its replica.
@@ -45,6 +43,8 @@ pub(crate) struct Waiting {
     request: Request,
     /// Where the write stands.
     lsn: Lsn,
+    /// Whether it was proposed for this attempt.
+    proposes: bool,
 }
 
 impl Waiting {
@@ -231,7 +231,7 @@ impl World {
         let Some(attempt) = &mut self.clients.clients[client].current else { return };
         attempt.is_certain &= attempt.under_way.is_none();
         attempt.under_way = Some((number, now));
-        let (partition, what, is_certain) = (attempt.partition, attempt.what, attempt.is_certain);
+        let (partition, what) = (attempt.partition, attempt.what);
         self.queue.push(now + PATIENCE, Happening::Client { client });
         let by_map = self.controller.configuration(partition).map(|c| c.leader.node);
         let believes =
@@ -242,7 +242,7 @@ impl World {
             _ if others.is_empty() => self.random.below(self.nodes.len() as u64) as usize,
             _ => others[self.random.below(others.len() as u64) as usize],
         };
-        let request = Request { client, attempt: number, partition, what, is_certain };
+        let request = Request { client, attempt: number, partition, what };
         if let Some(at) = self.client_delay() {
             self.queue.push(at, Happening::Request { node, request });
         }
@@ -261,7 +261,7 @@ impl World {
     /// A request reaches a node.
     pub(crate) fn handle_request(&mut self, node: usize, request: Request) -> Verdict {
         let (place, now) = (Place { node, partition: request.partition }, self.clock(node));
-        let waiting = Waiting { request, lsn: Lsn(0) };
+        let waiting = Waiting { request, lsn: Lsn(0), proposes: false };
         let Some(replica) = &self.part(place).replica else {
             self.answer(waiting, Answer::Refused);
             return Ok(());
@@ -294,13 +294,14 @@ impl World {
                 let process = disk.process.as_ref().expect("it is running");
                 let pending = disk.live.from(process.applied.lsn.next());
                 let done = operation_id.and_then(|id| process.recall(pending, &id));
-                let waiting = Waiting { lsn: done.unwrap_or(replica.prepared().lsn.next()), ..waiting };
+                let lsn = done.unwrap_or(replica.prepared().lsn.next());
+                let waiting = Waiting { lsn, proposes: done.is_none(), ..waiting };
                 self.part_mut(place).waiting.insert(token.0, waiting);
                 if done.is_some() {
                     self.coverage.note("recalled writes", 1);
                     return self.give(place, Event::ClientBarrier { token });
                 }
-                self.checks[place.partition].try_again(number);
+                self.checks[place.partition].propose(number);
                 self.give(place, Event::ClientWrite { payload, operation_id, token })
             }
         }
@@ -323,7 +324,7 @@ impl World {
             }
             (Outcome::Refused(_), what) => {
                 if let Wanted::Write(number) = what
-                    && waiting.request.is_certain
+                    && waiting.proposes
                 {
                     self.checks[place.partition].refuse(number);
                 }

@@ -227,6 +227,9 @@ impl World {
             && self.checks[partition].adding(current.epoch) != Some(member);
         let part = &mut self.nodes[node].parts[partition];
         let harm = part.disk.damage(may_cut, &mut self.random)?;
+        if part.disk.is_unreadable() {
+            self.replace_disks(node);
+        }
         self.coverage.note("bits turned", u64::from(harm != Harm::None));
         self.coverage.note("ends cut off", u64::from(harm == Harm::Cut));
         Ok(())
@@ -244,9 +247,17 @@ impl World {
         if !self.places(node).all(able) {
             return Ok(());
         }
-        for other in (0..self.nodes.len()).filter(|other| *other != node) {
-            let down = 500 * MS + self.a_while();
-            self.crash_and_start(other, down);
+        // This one is started again, so that nothing that is still on its way to it does anything to its table.
+        for at in 0..self.nodes.len() {
+            let down = if at == node { MS } else { 500 * MS + self.a_while() };
+            self.crash_and_start(at, down);
+        }
+        let log = |part: &Part| part.disk.durable.clone();
+        if !self
+            .places(node)
+            .all(|p| self.part(p).disk.is_sound() && self.checks[p.partition].agrees(&log(self.part(p))))
+        {
+            return Ok(());
         }
         for place in self.places(node) {
             let current = self.controller.configuration(place.partition).expect("it was created");

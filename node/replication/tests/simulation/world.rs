@@ -62,7 +62,7 @@ impl World {
             controller: Controller::new(plan.nodes as u16, plan.partitions, plan.ack, lenient),
             network: Network::default(),
             clients: Clients::new(plan.clients, plan.partitions),
-            checks: (0..plan.partitions).map(|_| Checks::new(plan.durable(), plan.nodes)).collect(),
+            checks: (0..plan.partitions).map(|_| Checks::new(plan.durable(), plan.nodes, plan.max_pending)).collect(),
             healing: false,
             disks: 1,
             proposals: 0,

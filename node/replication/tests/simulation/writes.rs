@@ -10,6 +10,8 @@ use std::sync::Arc;
 /// How many keys a partition has.
 pub(crate) const KEYS: u64 = 5;
 const LONG_BYTES: u64 = 3000;
+/// More than any write has.
+pub(crate) const MAX_VALUE_BYTES: usize = 3100;
 const SHORT_BYTES: u64 = 60;
 
 fn mix(number: u64) -> u64 {

@@ -236,6 +236,11 @@ impl Disk {
         Ok(Ok(restored))
     }
 
+    /// Whether a node does not start with it.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.read_back().is_err()
+    }
+
     /// Reads the files back, as a node does at its start.
     fn read_back(&self) -> Result<(recovery::Partition, Vec<Scanned>), String> {
         let files = self.files.borrow();
