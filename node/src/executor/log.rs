@@ -173,9 +173,23 @@ impl Executor {
         }
         if self.log.unmoved >= LATE_LOOKS {
             self.hand_off_all();
+        } else {
+            self.give_up_late_followers();
         }
         if self.log.unmoved >= LAST_LOOKS {
             fatal::end("the disk has not taken a batch of the log for 10 s");
+        }
+    }
+
+    /// Has leaders go on without followers whose disks take nothing. The core notices that of a record which waits to be on such a
+    /// disk; where there is none there will be none, since no write is taken meanwhile.
+    fn give_up_late_followers(&mut self) {
+        let now = clock::now();
+        for id in self.owned.clone() {
+            let leads = self.partition(id).is_some_and(|p| p.replica.role() == Role::Leader);
+            if leads && let Some((node, TAKES_NOTHING)) = self.fullest_follower(id) {
+                self.give(now, id, Event::DropFollower { node });
+            }
         }
     }
 
