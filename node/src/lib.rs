@@ -127,6 +127,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         proposals: random()? as u64,
         started: clock::now(),
         passing_on: AtomicUsize::new(executors),
+        taking: AtomicUsize::new(executors),
     });
     let stream = |index| executor::start_stream(&shared, ExecutorIndex(index as u16));
     let streams = (0..executors).map(stream).collect::<Result<Vec<_>, _>>()?;

@@ -11,6 +11,7 @@ use crate::{
     common::{Cluster, Process, runs, until},
     ledger::Key,
     load::{Acknowledged, KEYS_EACH, Stop, WRITERS, Way, audit, keys, settle, with_writers, write},
+    nodes::until_whole,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::process::{Pid, Signal, kill_process};
@@ -156,6 +157,7 @@ fn without_the_disk_acknowledged_writes_outlive_single_kills() {
                 (processes.len() == 4 && processes.iter().all(|p| p.pid != victim.pid)).then_some(())
             });
             cluster.until_ready();
+            until_whole(&cluster);
             acknowledged.wait_for_more(200);
         };
         with_writers(&cluster, &mut keys, |writer| writer % 2 == 1, work, blow);

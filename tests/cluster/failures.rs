@@ -28,9 +28,9 @@ fn a_follower_that_hangs_holds_up_writes_of_its_shard_for_a_moment_and_nothing_e
         let since = Instant::now();
         until("writes are taken", || {
             let outcome = outcome(&cluster.put(&key, &json!("alone")));
-            println!("{outcome:?} after {:?}", since.elapsed());
-            let failed = [(503, "not_applied".to_owned()), (504, "unknown".to_owned())];
-            assert!(outcome.0 == 200 || failed.contains(&outcome), "{outcome:?}");
+            // What was in flight when the follower hung may be told of too late.
+            let refused = [(503, "not_applied".to_owned()), (504, "unknown".to_owned())];
+            assert!(outcome.0 == 200 || refused.contains(&outcome), "{outcome:?}");
             (outcome.0 == 200).then_some(())
         });
         (other.join().expect("written"), since.elapsed())

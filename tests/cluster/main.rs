@@ -5,6 +5,7 @@ mod admin;
 mod again;
 mod api;
 mod binary;
+mod blows;
 mod common;
 mod damage;
 mod disk;

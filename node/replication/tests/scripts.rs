@@ -2,6 +2,7 @@
 //! time. Each script under `scripts/` holds the commands and what they led to; run with `UPDATE_GOLDENFILES=1` to
 //! write the latter anew, and read the difference.
 //!
+//! * `options [min_in_sync=N] [memory]`, before the next: how many replicas writes need, and whether memory is enough for them
 //! * `cluster leader follower…`: makes all of them, with epoch 1 on their disks
 //! * `connect A B [DISK]`, `disconnect A B`: A's connection to B; what is on its way is lost
 //! * `write NODE TEXT`, `barrier NODE`
@@ -69,7 +70,7 @@ impl Disk {
         records
     }
 
-    fn restore(&self, committed: Lsn) -> Restored {
+    fn restore(&self, committed: Lsn, incomplete: bool) -> Restored {
         let mut records = self.records();
         let tail = records.split_off((committed.0 as usize).min(records.len()));
         let configuration = self.entries.iter().rev().find_map(|entry| match entry {
@@ -79,12 +80,13 @@ impl Disk {
             LogEntry::Record(_) | LogEntry::Cut { .. } => None,
         });
         let applied = records.last().map(|r| r.position).unwrap_or_default();
-        Restored { configuration, applied, tail, fault: None, incomplete: false }
+        Restored { configuration, applied, tail, fault: None, incomplete }
     }
 }
 
 #[derive(Default)]
 struct Script {
+    options: Options,
     now: Instant64,
     tokens: u64,
     replicas: BTreeMap<NodeId, Replica>,
@@ -267,11 +269,11 @@ impl Script {
     fn start(&mut self, me: Member, committed: Lsn, configuration: Configuration, out: &mut String) -> Fallible<()> {
         let disk = self.disks.entry(me.node).or_default();
         (disk.before, disk.flushed) = (disk.entries.len(), disk.entries.len());
-        let restored = disk.restore(committed);
+        let restored = disk.restore(committed, disk.before > 0 && !self.options.durable);
         self.applied
             .insert(me.node, disk.records().iter().take(committed.0 as usize).map(|r| text(&r.payload)).collect());
         let mut actions = Actions::new();
-        let (id, options) = (PartitionId(0), Options::default());
+        let (id, options) = (PartitionId(0), self.options);
         let replica = Replica::new(id, me, configuration, restored, options, self.now, &mut actions);
         self.replicas.insert(me.node, replica);
         self.carry_out(me.node, actions, out)
@@ -381,12 +383,17 @@ impl goldenscript::Runner for Script {
         let mut number = |name| args.take_key(name).map(str::parse::<u64>).transpose();
         let [lose, memory] = [number("lose")?, number("memory")?].map(|n| n.map(|n| n as usize));
         let (committed, epoch, count) = (number("committed")?, number("epoch")?, number("count")?);
+        let min_in_sync = number("min_in_sync")?;
         let count = count.map_or(usize::MAX, |count| count as usize);
         let words: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
         args.reject_next()?;
         let node = |at: usize| -> Fallible<NodeId> { Ok(words.get(at).ok_or("a node is missing")?.parse()?) };
         let nodes = |from: usize| -> Fallible<Vec<NodeId>> { (from..words.len()).map(node).collect() };
         match command.name.as_str() {
+            "options" => {
+                self.options.min_in_sync = min_in_sync.map_or(1, |n| n as u16);
+                self.options.durable = !words.contains(&"memory");
+            }
             "cluster" => {
                 let nodes = nodes(0)?;
                 let configuration = self.configuration(1, &nodes);

@@ -124,20 +124,22 @@ impl Executor {
     /// Brings the streams in line with the map: one to each executor that hosts what is led here.
     pub(super) fn update_links(&mut self) {
         let Some(view) = self.view.clone() else { return };
-        let me = self.shared.me;
+        let now = clock::now();
         let mut new = Vec::new();
-        for id in &self.owned {
-            if view.map.configuration(*id).is_none_or(|c| c.leader != me) {
+        for at in 0..self.owned.len() {
+            let id = self.owned[at];
+            if view.map.configuration(id).is_none_or(|c| c.leader != self.shared.me) {
+                self.end_streams(now, id);
                 continue;
             }
             let Some(partition) = view.map.partitions.get(usize::from(id.0)) else { continue };
             let Some(shard) = view.map.shards.get(usize::from(partition.shard.0)) else { continue };
-            for node in shard.nodes.iter().filter(|node| **node != me.node) {
+            for node in shard.nodes.iter().filter(|node| **node != self.shared.me.node) {
                 let peer = self.links.peers.entry(*node).or_insert_with(|| {
                     new.push(*node);
                     Peer::default()
                 });
-                peer.partitions.entry(*id).or_insert(None);
+                peer.partitions.entry(id).or_insert(None);
             }
         }
         new.into_iter().for_each(|node| self.spawn_link_task(node));
@@ -147,6 +149,16 @@ impl Executor {
             }
         }
         self.wake_link_tasks();
+    }
+
+    /// A partition is led elsewhere, so that nothing is streamed from here any more. Connections of which nothing is left are
+    /// silent from now on, and end by that.
+    fn end_streams(&mut self, now: Instant64, id: PartitionId) {
+        let peers = self.links.peers.iter_mut();
+        let left: Vec<NodeId> = peers.filter_map(|(node, p)| p.partitions.remove(&id).map(|_| *node)).collect();
+        for peer in left {
+            self.give(now, id, Event::PeerLost { peer });
+        }
     }
 
     /// What the task of a peer has to do next.
@@ -303,7 +315,18 @@ impl Executor {
         if let Role::PeerOut { member, executor } = role
             && let Some(peer) = self.links.peers.get_mut(&member.node)
         {
-            peer.room.insert(executor, room);
+            let before = peer.room.insert(executor, room);
+            if room == TAKES_NOTHING && before != Some(room) {
+                self.do_without(member.node, executor);
+            }
+        }
+    }
+
+    /// The disk of a follower takes nothing: what is led here goes on without it, and has it catch up when it does again.
+    fn do_without(&mut self, node: NodeId, executor: ExecutorIndex) {
+        let now = clock::now();
+        for id in self.common_partitions(node, executor) {
+            self.give(now, id, Event::DropFollower { node });
         }
     }
 

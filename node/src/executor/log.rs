@@ -8,7 +8,7 @@
 use super::{Executor, Shared};
 use crate::{
     clock, fatal,
-    storage::{Job, ReadLog, RestoreError, Stream},
+    storage::{ReadLog, RestoreError, Stream},
 };
 use kv_proto::{
     cluster_map::AckMode,
@@ -32,7 +32,7 @@ const LATE_LOOKS: u32 = 4;
 /// After so many the process ends: 10 s.
 const LAST_LOOKS: u32 = 20;
 /// Batches that are read at a time for who needs records that are not in memory any more.
-const READ_BATCHES: usize = 16;
+const READ_BATCHES: usize = 64;
 
 /// An executor's log.
 pub(super) struct Log {
@@ -173,23 +173,9 @@ impl Executor {
         }
         if self.log.unmoved >= LATE_LOOKS {
             self.hand_off_all();
-        } else {
-            self.give_up_late_followers();
         }
         if self.log.unmoved >= LAST_LOOKS {
             fatal::end("the disk has not taken a batch of the log for 10 s");
-        }
-    }
-
-    /// Has leaders go on without followers whose disks take nothing. The core notices that of a record which waits to be on such a
-    /// disk; where there is none there will be none, since no write is taken meanwhile.
-    fn give_up_late_followers(&mut self) {
-        let now = clock::now();
-        for id in self.owned.clone() {
-            let leads = self.partition(id).is_some_and(|p| p.replica.role() == Role::Leader);
-            if leads && let Some((node, TAKES_NOTHING)) = self.fullest_follower(id) {
-                self.give(now, id, Event::DropFollower { node });
-            }
         }
     }
 
@@ -259,7 +245,7 @@ impl Executor {
         }
         let places = partition.kept.places(after, READ_BATCHES);
         let read = ReadLog { executor: self.index, partition: id, places, to: Some(to), after };
-        self.shared.storage.ask(Job::Read(read));
+        self.shared.storage.read_log(read);
     }
 
     /// Records were read.

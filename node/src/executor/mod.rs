@@ -100,8 +100,9 @@ pub(crate) struct Shared {
     pub(crate) proposals: u64,
     /// When the node started.
     pub(crate) started: Instant64,
-    /// How many executors may still pass on leadership while the node stops.
+    /// While the node stops: how many executors may still pass on leadership, and how many take requests.
     pub(crate) passing_on: AtomicUsize,
+    pub(crate) taking: AtomicUsize,
 }
 
 /// The state of an executor.

@@ -1,6 +1,6 @@
 //! The tasks of an executor: each waits for one kind of thing and hands it to the [`Executor`].
 
-use super::{BUSY_TICK, Executor, LineKey, Mail, Shared, checkpoint::keep_log_short, links::LinkTask, membership};
+use super::{Executor, LineKey, Mail, Shared, checkpoint::keep_log_short, links::LinkTask, membership};
 use crate::{
     clock,
     mailbox::Receiver,
@@ -41,8 +41,9 @@ const HANDOFF_TICK: Duration = Duration::from_millis(2);
 /// How long a stopping executor whose leadership passed to others tells clients so: those that were refused meanwhile ask again
 /// within that time, and would find nobody.
 const REDIRECT_FOR: Duration = Duration::from_millis(250);
-/// How long a stopping executor waits for what is under way.
+/// How long a stopping executor waits for what is under way, and how often it looks.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+const DRAIN_TICK: Duration = Duration::from_millis(5);
 
 /// Wakes a task of this executor; wakes that nobody waited for are remembered once.
 #[derive(Clone)]
@@ -159,35 +160,47 @@ pub(crate) async fn run(
             sleep(Duration::ZERO).await; // lets the connections have their turn
         }
     }
-    let asked = clock::now();
+    stop(&executor, &shared, &mail).await;
+    executor.borrow_mut().close_log();
+}
+
+/// Has others lead what is led here, if that is wanted, then finishes what is under way. All executors of the node go through this
+/// together: they reach the controller through the first, and each other until all take nothing new.
+async fn stop(executor: &RefCell<Executor>, shared: &Shared, mail: &Receiver<Mail>) {
+    let began = clock::now();
     executor.borrow_mut().pass_on_leadership();
-    let (passes, mut told) = (executor.borrow().passes_on_leadership(), false);
-    while clock::now().since(asked) < HANDOFF_TIMEOUT {
-        if !executor.borrow().passes_on_leadership() && !std::mem::replace(&mut told, true) {
+    let passes = executor.borrow().passes_on_leadership();
+    let mut passes_on = true;
+    while clock::now().since(began) < HANDOFF_TIMEOUT {
+        if passes_on && !executor.borrow().passes_on_leadership() {
+            passes_on = false;
             shared.passing_on.fetch_sub(1, Ordering::SeqCst);
         }
-        // The others reach the controller through this one.
-        if told && (index != ExecutorIndex(0) || shared.passing_on.load(Ordering::SeqCst) == 0) {
+        if shared.passing_on.load(Ordering::SeqCst) == 0 {
             break;
         }
         sleep(HANDOFF_TICK).await;
-        while let Some(first) = mail.try_receive() {
-            take_mail(&executor, first, &mail);
-        }
+        take_all_mail(executor, mail);
     }
-    let stopped = clock::now();
+    let began = clock::now();
     executor.borrow_mut().draining = true;
-    let is_over = |executor: &Executor| {
-        let since = clock::now().since(stopped);
-        since >= DRAIN_TIMEOUT || executor.is_quiet() && (!passes || since >= REDIRECT_FOR)
-    };
-    while !is_over(&executor.borrow()) {
-        sleep(BUSY_TICK).await;
-        while let Some(first) = mail.try_receive() {
-            take_mail(&executor, first, &mail);
+    shared.taking.fetch_sub(1, Ordering::SeqCst);
+    let redirects = if passes { REDIRECT_FOR } else { Duration::ZERO };
+    while clock::now().since(began) < DRAIN_TIMEOUT {
+        // What others have passed on until then is in the mail.
+        let last = shared.taking.load(Ordering::SeqCst) == 0;
+        take_all_mail(executor, mail);
+        if last && executor.borrow().is_quiet() && clock::now().since(began) >= redirects {
+            break;
         }
+        sleep(DRAIN_TICK).await;
     }
-    executor.borrow_mut().close_log();
+}
+
+fn take_all_mail(executor: &RefCell<Executor>, mail: &Receiver<Mail>) {
+    while let Some(first) = mail.try_receive() {
+        take_mail(executor, first, mail);
+    }
 }
 
 /// Takes in a batch of mail and says how many there were.

@@ -78,7 +78,7 @@ impl Leader {
 
     /// A follower is not wanted any more.
     pub(super) fn give_up(&mut self, node: NodeId) {
-        if self.followers.iter().any(|f| f.member.node == node) && !self.wishes.unwanted.contains(&node) {
+        if self.followers.iter().any(|f| f.member.node == node) {
             self.wishes.unwanted.push(node);
         }
     }

@@ -110,11 +110,15 @@ impl World {
         if single && self.random.one_in(24) {
             return;
         }
-        let times = if single && self.random.one_in(24) { 2 } else { 1 };
+        // What is said once in an epoch is rare: it comes again, and late.
+        let once = matches!(letter.1, PeerBody::Resign);
+        let times = if single && (once || self.random.one_in(24)) { 2 } else { 1 };
         self.coverage.note("duplicates", times - 1);
-        for _ in 0..times {
+        for time in 0..times {
             let now = self.queue.now;
+            let late = single && (once && time > 0 || self.random.one_in(self.plan.late_one_in));
             let delay = match self.random.below(if self.healing { 16 } else { 20 }) {
+                _ if late => self.random.below(3_000 * MS),
                 0..16 => 50_000 + self.random.below(MS),
                 16..19 => self.random.below(10 * MS),
                 _ => self.random.below(300 * MS),

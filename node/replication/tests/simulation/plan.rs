@@ -16,6 +16,8 @@ pub(crate) struct Plan {
     pub(crate) min_in_sync: u16,
     /// Whether messages are lost, repeated and reordered one by one, and not only with their connections.
     pub(crate) datagrams: bool,
+    /// How rare such a message is that is late by far.
+    pub(crate) late_one_in: u64,
     /// Milliseconds between two faults, on average.
     pub(crate) calm: u64,
     /// Which faults are frequent.
@@ -70,6 +72,7 @@ impl Plan {
             reads: if random.one_in(3) { Reads::Confirm } else { Reads::Lease },
             min_in_sync: if random.one_in(4) { 2 } else { 1 },
             datagrams: random.one_in(4),
+            late_one_in: [10, 60][random.below(2) as usize],
             calm: [120, 250, 500, 1000][random.below(4) as usize],
             focus: focuses[random.below(6) as usize],
             harmful: durable && random.one_in(3),

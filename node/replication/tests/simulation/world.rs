@@ -18,6 +18,7 @@ use kv_proto::{
     stats::Role,
 };
 use kv_replication::replica::{Action, Actions, Event, LogEntry, Outcome, ReadCheck, Refusal, Replica};
+use std::collections::BTreeSet;
 
 /// More than any run has: who has more does the same thing again and again.
 const MAX_EVENTS: u64 = 100_000;
@@ -37,6 +38,9 @@ pub(crate) struct World {
     /// Disks that there ever were.
     pub(crate) disks: u128,
     proposals: u128,
+    /// Those of a leader that had everything, and leave somebody out: it may have been the last who had what is in memory, and be
+    /// gone when they are decided.
+    partings: BTreeSet<u128>,
     pub(crate) coverage: Coverage,
     /// Whether everything that happens is printed.
     trace: bool,
@@ -62,6 +66,7 @@ impl World {
             healing: false,
             disks: 1,
             proposals: 0,
+            partings: BTreeSet::new(),
             coverage: Coverage::default(),
             trace: std::env::var_os("KV_SIM_TRACE").is_some(),
             queue: Queue::default(),
@@ -193,7 +198,7 @@ impl World {
         if let Some(stranger) = after.members().find(|m| !was_member(m)).filter(|_| !admits) {
             return Err(format!("{stranger} was no member and is one in epoch {}", after.epoch));
         }
-        if !self.plan.durable() {
+        if self.partings.contains(&proposal.id) {
             self.note_losses(partition);
         }
         (0..self.nodes.len()).for_each(|node| self.push_map(node, false));
@@ -252,6 +257,11 @@ impl World {
                         _ => {}
                     }
                     self.proposals += 1;
+                    let parts = matches!(change, Change::Drop { .. } | Change::Handoff { .. });
+                    let (checks, log) = (&self.checks[place.partition], &self.part(place).disk.live);
+                    if parts && !self.plan.durable() && checks.holds(log, checks.last()) {
+                        self.partings.insert(self.proposals);
+                    }
                     let partition = PartitionId(place.partition as u16);
                     self.propose(node, Proposal { id: self.proposals, partition, epoch, change });
                 }
