@@ -221,6 +221,8 @@ fn filled_again(cluster: &Cluster, flags: &[&str], while_it_is_away: impl FnOnce
     for i in 0..300 {
         assert_eq!(read(cluster, &format!("before-{i}")), "b".repeat(10_000));
     }
+    let _leader = start_node(cluster, LEADER, flags);
+    until_whole(cluster);
     audit(cluster, &mut keys);
 }
 

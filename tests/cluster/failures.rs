@@ -13,7 +13,8 @@ fn outcome(answer: &Answer) -> (u16, String) {
 /// Writes wait for a follower that hangs until the leader goes on without it; then it has what it missed.
 #[test]
 fn a_follower_that_hangs_holds_up_writes_of_its_shard_for_a_moment_and_nothing_else() {
-    let cluster = Cluster::start(&[]);
+    // Nodes that were just started have more patience with each other.
+    let cluster = Cluster::start(&["--start-patience-ms", "100"]);
     let (key, elsewhere) = (cluster.key_on(0, "kept"), cluster.key_on(1, "elsewhere"));
     assert_eq!(cluster.put(&key, &json!("old")).status, 200);
     let follower = cluster.process("shard0-follower").pid;

@@ -113,8 +113,10 @@ impl Load {
     pub(crate) fn start(cluster: &Cluster, deadline: Duration) -> Self {
         let (runtime, stop) = (runtime(), Arc::new(AtomicBool::new(false)));
         let partitions = cluster.topology().map.partition_count();
+        // Keys that nobody has written yet.
+        let run: u32 = rand::random();
         let names = |partition| {
-            let names = (0..).map(|i| format!("load-{i}"));
+            let names = (0..).map(|i| format!("load-{run}-{i}"));
             names.filter(move |name| partition_of(name.as_bytes(), partitions) == partition).take(KEYS_EACH)
         };
         let writer = |partition| {

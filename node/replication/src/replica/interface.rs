@@ -273,9 +273,7 @@ pub enum Refusal {
     #[error("this node leads the partition, but does not serve it yet")]
     NotReady,
     /// An in-sync follower does not answer.
-    #[error(
-        "follower {0} does not answer, so that no write can be promised to be at every in-sync replica; reads go on"
-    )]
+    #[error("follower {0} does not answer, and the leader could not go on without it yet")]
     FollowerUnreachable(NodeId),
     /// Leadership is about to pass to another replica.
     #[error("leadership of the partition is about to pass to another node")]
