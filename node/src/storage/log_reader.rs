@@ -13,7 +13,7 @@ use kv_storage::log::{
     index::Place,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, VecDeque},
     fs::File,
     io,
     os::unix::fs::FileExt as _,
@@ -36,11 +36,21 @@ pub(crate) struct ReadLog {
     pub(crate) after: Lsn,
 }
 
+/// Bytes of batches that are kept: a batch has records of many partitions, which are asked for one after another.
+const KEPT_BYTES: usize = 32 << 20;
+
+/// Where a batch begins.
+type At = (SegmentId, u64);
+
 struct Reader {
     identity: Identity,
     files: Arc<SegmentFiles>,
     /// The segment that was read last.
     open: Option<(SegmentId, File)>,
+    /// The records of batches that were read, the oldest first, with the bytes that each batch takes.
+    batches: HashMap<At, Vec<(PartitionId, Record)>>,
+    kept: VecDeque<(At, usize)>,
+    kept_bytes: usize,
 }
 
 /// Answers what it is asked by [`Mail::LogRead`].
@@ -51,7 +61,8 @@ pub(super) fn start(
 ) -> io::Result<mpsc::Sender<ReadLog>> {
     let (sender, wanted) = mpsc::channel::<ReadLog>();
     thread::Builder::new().name("log-reader".into()).spawn(move || {
-        let mut reader = Reader { identity, files, open: None };
+        let (batches, kept) = (HashMap::new(), VecDeque::new());
+        let mut reader = Reader { identity, files, open: None, batches, kept, kept_bytes: 0 };
         while let Ok(read) = wanted.recv() {
             let records = reader.read(&read);
             mail[usize::from(read.executor.0)].send(Mail::LogRead { read, records });
@@ -65,41 +76,63 @@ impl Reader {
     fn read(&mut self, read: &ReadLog) -> BTreeMap<Lsn, Record> {
         let mut records = BTreeMap::new();
         for place in &read.places {
-            match self.read_batch(read.partition, *place) {
-                Ok(found) => records.extend(found.into_iter().map(|r| (r.position.lsn, r))),
-                // It may go, and its file be used again, while it is read.
-                Err(_) if !self.files.path(place.segment).exists() => {}
-                Err(error) => tracing::error!(segment = %place.segment, %error, "cannot read from the log"),
+            let at = (place.segment, place.offset);
+            if !self.batches.contains_key(&at) {
+                match self.read_batch(at) {
+                    Ok(bytes) => self.keep(at, bytes),
+                    // It may go, and its file be used again, while it is read.
+                    Err(_) if !self.files.path(place.segment).exists() => continue,
+                    Err(error) => {
+                        tracing::error!(segment = %place.segment, %error, "cannot read from the log");
+                        continue;
+                    }
+                }
             }
+            let wanted = self.batches.get(&at).into_iter().flatten().filter(|(partition, record)| {
+                *partition == read.partition && (place.first..=place.last).contains(&record.position.lsn)
+            });
+            records.extend(wanted.map(|(_, record)| (record.position.lsn, record.clone())));
         }
         self.open = None;
         records
     }
 
-    fn read_batch(&mut self, partition: PartitionId, place: Place) -> io::Result<Vec<Record>> {
-        if self.open.as_ref().is_none_or(|(segment, _)| *segment != place.segment) {
-            self.open = Some((place.segment, File::open(self.files.path(place.segment))?));
+    /// Reads a batch, and says how many bytes it takes.
+    fn read_batch(&mut self, at: At) -> io::Result<usize> {
+        let (segment, offset) = at;
+        if self.open.as_ref().is_none_or(|(open, _)| *open != segment) {
+            self.open = Some((segment, File::open(self.files.path(segment))?));
         }
         let (_, file) = self.open.as_ref().expect("it was just opened");
         let mut bytes = vec![0; BATCH_HEADER_BYTES];
-        file.read_exact_at(&mut bytes, place.offset)?;
+        file.read_exact_at(&mut bytes, offset)?;
         let length = format::batch_bytes(&bytes);
         bytes.resize(length.min(file.metadata()?.len() as usize), 0);
-        file.read_exact_at(&mut bytes, place.offset)?;
+        file.read_exact_at(&mut bytes, offset)?;
         let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-        let batch = format::read_batch(&bytes, &self.identity, place.segment, place.offset);
+        let batch = format::read_batch(&bytes, &self.identity, segment, offset);
         let batch = batch.ok_or_else(|| damaged("a batch is damaged"))?;
         let mut body = &batch.body[..];
         let mut records = Vec::new();
         while !body.is_empty() {
             let entry = format::read_entry(&mut body).map_err(|e| damaged(&e.to_string()))?;
-            if let Content::Record { record, .. } = entry.content
-                && entry.partition == partition
-                && (place.first..=place.last).contains(&record.position.lsn)
-            {
-                records.push(record);
+            if let Content::Record { record, .. } = entry.content {
+                records.push((entry.partition, record));
             }
         }
-        Ok(records)
+        self.batches.insert(at, records);
+        Ok(bytes.len())
+    }
+
+    /// Lets go of the oldest batches where there are too many bytes.
+    fn keep(&mut self, at: At, bytes: usize) {
+        self.kept.push_back((at, bytes));
+        self.kept_bytes += bytes;
+        while self.kept_bytes > KEPT_BYTES
+            && let Some((oldest, bytes)) = self.kept.pop_front_if(|(oldest, _)| *oldest != at)
+        {
+            self.batches.remove(&oldest);
+            self.kept_bytes -= bytes;
+        }
     }
 }
