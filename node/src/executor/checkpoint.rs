@@ -203,7 +203,11 @@ impl Executor {
         let able = |id: PartitionId, upto: Lsn| {
             let partition = self.partitions.get(usize::from(id.0)).and_then(Option::as_ref);
             partition.is_some_and(|p| {
-                p.kept.adopted && p.kept.is_settled() && p.has_own_table() && upto <= p.replica.committed()
+                p.kept.adopted
+                    && p.kept.is_settled()
+                    && p.has_own_table()
+                    && p.replica.has_entered()
+                    && upto <= p.replica.committed()
             })
         };
         let Some((age, id, upto)) = storage.overdue(table_bytes, able) else { return Due::Nothing };
@@ -216,7 +220,7 @@ impl Executor {
     fn begin_checkpoint(&mut self, id: PartitionId) -> Option<Begun> {
         self.checkpoints.published = None;
         let (executor, storage) = (self.index, self.shared.storage.clone());
-        let partition = self.partition(id).filter(|p| p.kept.is_settled())?;
+        let partition = self.partition(id).filter(|p| p.kept.is_settled() && p.replica.has_entered())?;
         let anew = partition.is_whole_copy();
         if !anew && !partition.has_own_table() {
             return None;

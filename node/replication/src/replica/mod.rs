@@ -284,6 +284,13 @@ impl Replica {
         }
     }
 
+    /// Whether its log has its configuration, so that a checkpoint may say it. A learner whose data are of no use enters none
+    /// before a copy comes, and nobody enters one that is older than that of the log.
+    #[must_use]
+    pub fn has_entered(&self) -> bool {
+        self.log.newest_epoch() == self.configuration.epoch
+    }
+
     /// Whether it may still lack records that it said it had, see [`Restored::incomplete`]: then that is so after its next start,
     /// too, however it is stopped.
     #[must_use]

@@ -9,8 +9,9 @@ use crate::{
     world::World,
 };
 use kv_proto::{
+    cluster_map::Configuration,
     control::{Change, Proposal},
-    ids::{HistoryId, PartitionId},
+    ids::{HistoryId, Member, PartitionId},
     stats::Role,
 };
 use kv_replication::replica::{Event, Replica};
@@ -178,7 +179,10 @@ impl World {
 
     /// Nobody leaves a partition to a replica that may turn out to be damaged.
     fn all_disks_are_sound(&self) -> bool {
+        let there = |member: Member| self.nodes.iter().any(|n| n.member == member);
+        let configurations = (0..self.checks.len()).filter_map(|partition| self.controller.configuration(partition));
         self.nodes.iter().flat_map(|n| &n.parts).all(|part| part.disk.is_sound())
+            && configurations.flat_map(Configuration::members).all(there)
     }
 
     /// Whether all that is committed is on the disks of members other than this node, and will be there whatever becomes of what

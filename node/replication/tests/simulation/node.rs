@@ -11,7 +11,6 @@ use crate::{
 use kv_proto::{
     cluster_map::{ClusterMap, Configuration},
     ids::{DiskId, Member, NodeId, PartitionId},
-    stats::Role,
 };
 use kv_replication::{
     clock::Instant64,
@@ -297,9 +296,7 @@ impl World {
     /// The next thing that keeps a log short.
     fn keep_short(&mut self, place: Place) -> Verdict {
         let part = &mut self.nodes[place.node].parts[place.partition];
-        // Who refuses takes part in nothing, and may have heard of a configuration that is older than that of the log.
-        let takes_part = |r: &&Replica| r.role() != Role::Refused;
-        let Some(replica) = part.replica.as_ref().filter(takes_part) else { return Ok(()) };
+        let Some(replica) = part.replica.as_ref().filter(|r| r.has_entered()) else { return Ok(()) };
         let starts = part.outgoing.values().map(|copy| copy.start.lsn);
         let needed = starts.chain(replica.log_needed_after()).min();
         for _ in 0..=self.random.below(4) {
