@@ -94,6 +94,14 @@ pub(crate) async fn run(options: Options, log_level: &str) -> anyhow::Result<Exi
     for finding in probe::check(cores).iter().filter(|f| f.verdict == Verdict::Poor) {
         tracing::warn!("{}: {}. {}", finding.name, finding.seen, finding.cure);
     }
+    options.failover.check().map_err(anyhow::Error::msg)?;
+    if options.failover.min_in_sync > options.replicas {
+        anyhow::bail!(
+            "--min-in-sync {} is more than --replicas {}: no write would ever be taken",
+            options.failover.min_in_sync,
+            options.replicas
+        );
+    }
     let mut plan = Plan::new(&options, &allowed_processors())?;
     let data = DataDir::open(&options)?;
     ports::require_free(&plan)?;

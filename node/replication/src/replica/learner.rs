@@ -122,6 +122,10 @@ impl Replica {
         let leader = self.configuration.leader.node;
         let missing = follower.leader_committed.0.saturating_sub(self.log.flushed().0);
         Some(match self.copy {
+            _ if leader == self.me.node => format!(
+                "{leader} leads the partition by the map, but with another data directory than this one: unless an in-sync \
+                 follower takes over, what it had is lost without that"
+            ),
             _ if self.fault.is_some() => {
                 let fault = self.fault.as_deref().unwrap_or_default();
                 format!("needs a copy of the table of leader {leader}: {fault}")

@@ -45,6 +45,8 @@ pub(super) struct Fetch {
     moves: bool,
     /// Why it cannot go on.
     stuck: Option<String>,
+    /// Whether that is because the follower's log does not reach back so far.
+    too_short: bool,
 }
 
 impl Fetch {
@@ -76,9 +78,9 @@ impl Leader {
         }
     }
 
-    /// The follower whose log cannot be fetched.
+    /// The follower whose log cannot be fetched because it does not reach back so far.
     pub(super) fn stuck_on(&self) -> Option<Member> {
-        let Stage::Adopting(Some(Fetch { from, stuck: Some(_), .. })) = &self.stage else { return None };
+        let Stage::Adopting(Some(Fetch { from, too_short: true, .. })) = &self.stage else { return None };
         self.followers.iter().map(|f| f.member).find(|member| member.node == *from)
     }
 
@@ -128,7 +130,8 @@ impl Replica {
                     let reports = leader.followers.iter().filter_map(|f| Some((f.report?.prepared, f.member.node)));
                     let (greatest, own) = (reports.max(), self.log.last());
                     if let Some((_, from)) = greatest.filter(|(position, _)| *position > own && rules.adopt_greatest) {
-                        let fetch = fetch.insert(Fetch { from, after: own, moves: true, stuck: None });
+                        let fetch =
+                            fetch.insert(Fetch { from, after: own, moves: true, stuck: None, too_short: false });
                         fetch.ask(out);
                         return;
                     }
@@ -183,6 +186,7 @@ impl Replica {
         }
         fetch.moves = true;
         if records.is_empty() && previous != last {
+            fetch.too_short = true;
             fetch.stuck = Some(format!(
                 "{me} needs a copy of the table of follower {from}, whose log does not reach back so far"
             ));
@@ -226,7 +230,7 @@ mod tests {
     #[test]
     fn a_connection_that_is_lost_takes_its_fetch_with_it() {
         let node = |name| NodeId::new(name).expect("a name");
-        let fetch = Fetch { from: node("f"), after: Position::default(), moves: true, stuck: None };
+        let fetch = Fetch { from: node("f"), after: Position::default(), moves: true, stuck: None, too_short: false };
         let leader = Member { node: node("l"), disk: DiskId(1) };
         let configuration = Configuration { epoch: Epoch(2), history: HistoryId(0), leader, in_sync: vec![] };
         let mut leader = Leader::new(&configuration, Instant64(0));

@@ -116,7 +116,7 @@ impl Progress {
             Stream::OtherDisk | Stream::Diverged | Stream::NeedsCopy | Stream::Copying => true,
             Stream::Lost if self.was_connected => true,
             _ => {
-                now >= patience && since(self.last_heard) >= options.suspect_after
+                (self.was_connected || now >= patience) && since(self.last_heard) >= options.suspect_after
                     || self.flushes_since.is_some_and(|at| since(at) >= options.flush_within)
             }
         }
