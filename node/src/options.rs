@@ -18,7 +18,8 @@ const DEFAULT_LOG_SEGMENTS: u64 = 4;
 /// One that is written, one that is prepared, and one that a checkpoint lets go.
 const FEWEST_LOG_SEGMENTS: u64 = 3;
 
-/// Runs one node of a cluster, in the foreground, until SIGTERM or SIGINT.
+/// Runs one node of a cluster, in the foreground, until SIGTERM, at which others lead first what it led, or SIGINT, for when
+/// everything stops.
 #[derive(Args, Clone, Debug)]
 pub struct NodeOptions {
     /// Name of the node: 1 to 31 letters, digits, '-', '_' or '.'; the controller knows the node by it.
