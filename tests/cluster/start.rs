@@ -57,26 +57,31 @@ fn options_that_cannot_be() {
     assert!(code == 2 && stderr.contains("--replicas"), "{stderr}");
 }
 
+/// By a flag of a node that is none of `kv local`, and reaches it by the environment.
 #[test]
 fn a_process_that_cannot_start_says_why_and_stops_all() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (code, stdout, stderr) = run(local(dir.path()).args(["--shards", "1"]).env("KV_SUSPECT_AFTER_MS", "1"));
+    let (code, stdout, stderr) = run(local(dir.path()).args(["--shards", "1"]).env("KV_SEGMENT_BYTES", "2MiB"));
     assert_eq!(code, 1, "{stdout}{stderr}");
-    assert!(stderr.contains("--suspect-after-ms 1 must be at least"), "the reason of the process: {stderr}");
+    let reason = "error: --segment-bytes 2MiB must hold two values of --max-value-bytes 1048576";
+    assert!(stderr.contains(reason), "the reason of the process: {stderr}");
     assert!(stderr.contains("the cluster cannot start: shard0-"), "{stderr}");
     assert!(stdout.contains("router: listening") && !stdout.contains("ready"), "{stdout}");
 }
 
-/// As for every flag of a node that is none of `kv local`.
 #[test]
-fn the_environment_reaches_the_nodes() {
+fn flags_that_do_not_go_together_are_refused_before_anything_is_made() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (code, _, stderr) = run(local(dir.path()).args(["--shards", "1"]).env("KV_SEGMENT_BYTES", "2MiB"));
-    assert_eq!(code, 1, "{stderr}");
-    assert!(
-        stderr.contains("error: --segment-bytes 2MiB must hold two values of --max-value-bytes 1048576"),
-        "{stderr}"
-    );
+    let data = dir.path().join("data");
+    for (flags, why) in [
+        (["--suspect-after-ms", "1"], "--suspect-after-ms 1 must be at least"),
+        (["--lease-ms", "2000"], "--grace-ms 1500 must be longer than --lease-ms 2000"),
+        (["--min-in-sync", "3"], "--min-in-sync 3 is more than --replicas 2"),
+    ] {
+        let (code, stdout, stderr) = run(local(&data).args(flags));
+        assert!(code == 1 && stderr.contains(why), "{code}: {stdout}{stderr}");
+        assert!(!data.exists(), "{flags:?}");
+    }
 }
 
 #[test]
