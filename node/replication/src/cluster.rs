@@ -373,20 +373,14 @@ impl Cluster {
         {
             return Vec::new();
         }
-        let mut nth_of_shard = vec![0; map.shards.len()];
-        let mut due = Vec::new();
-        for (id, partition) in map.partitions() {
-            let shard = usize::from(partition.shard.0);
-            let nth = nth_of_shard[shard];
-            nth_of_shard[shard] += 1;
-            if partition.configuration.is_none() {
-                let nodes: Vec<&Node> = map.shards[shard].nodes.iter().filter_map(|n| map.node(*n)).collect();
-                let (leader, in_sync) = placement::roles(&nodes, nth);
-                let change = Change::Create { history: first_history(self.map.cluster), leader, in_sync };
-                due.push(Proposal { id: u128::from(id.0), partition: id, epoch: Epoch(0), change });
-            }
-        }
-        due
+        let history = first_history(map.cluster);
+        let missing = map.partitions().zip(placement::all_roles(map)).filter(|((_, p), _)| p.configuration.is_none());
+        let create = missing.filter_map(|((partition, _), roles)| {
+            let (leader, in_sync) = roles?;
+            let change = Change::Create { history, leader, in_sync };
+            Some(Proposal { id: u128::from(partition.0), partition, epoch: Epoch(0), change })
+        });
+        create.collect()
     }
 
     fn propose(&mut self, proposals: &[Proposal]) -> Vec<Option<ProposalRefusal>> {

@@ -11,7 +11,7 @@
 //! What it lacks: the copying of data that a move of a partition with keys needs, and weights of nodes.
 
 use kv_proto::{
-    cluster_map::{ClusterMap, Node},
+    cluster_map::{ClusterMap, Node, Partition, Shard},
     ids::{Member, PartitionId, ShardId},
 };
 use xxhash_rust::xxh3::xxh3_64;
@@ -104,6 +104,19 @@ pub fn roles(nodes: &[&Node], nth: usize) -> (Member, Vec<Member>) {
     let member = |n: &Node| Member { node: n.id, disk: n.disk };
     let leader = member(candidates[nth % candidates.len()]);
     (leader, nodes.iter().map(|n| member(n)).filter(|m| *m != leader).collect())
+}
+
+/// The [`roles`] of all partitions, in their order; `None` while the shard of one has no nodes.
+#[must_use]
+pub fn all_roles(map: &ClusterMap) -> Vec<Option<(Member, Vec<Member>)>> {
+    let nodes_of = |shard: &Shard| shard.nodes.iter().filter_map(|n| map.node(*n)).collect::<Vec<_>>();
+    let mut shards: Vec<(Vec<&Node>, usize)> = map.shards.iter().map(|shard| (nodes_of(shard), 0)).collect();
+    let of = |partition: &Partition| {
+        let (nodes, next) = shards.get_mut(usize::from(partition.shard.0)).filter(|(nodes, _)| !nodes.is_empty())?;
+        *next += 1;
+        Some(roles(nodes, *next - 1))
+    };
+    map.partitions.iter().map(of).collect()
 }
 
 #[cfg(test)]

@@ -2,10 +2,7 @@
 
 use super::{Executor, Stop};
 use crate::clock;
-use kv_proto::{
-    cluster_map::Node,
-    ids::{Epoch, NodeId, PartitionId},
-};
+use kv_proto::ids::{Epoch, NodeId, PartitionId};
 use kv_replication::{clock::Instant64, placement, replica::Event};
 use std::collections::HashMap;
 
@@ -60,38 +57,28 @@ impl Executor {
     /// Gives partitions back to the nodes that are preferred to lead them, once those have been in sync for long enough.
     pub(super) fn maybe_return_leadership(&mut self, now: Instant64) {
         let (Some(after), Some(view)) = (self.shared.settings.rebalance_after, self.view.clone()) else { return };
-        let mut nth_of_shard = vec![0; view.map.shards.len()];
-        let mut due = Vec::new();
-        for (id, partition) in view.map.partitions() {
-            let Some(shard) = view.map.shards.get(usize::from(partition.shard.0)) else { continue };
-            let nth = &mut nth_of_shard[usize::from(partition.shard.0)];
-            let nodes: Vec<&Node> = shard.nodes.iter().filter_map(|n| view.map.node(*n)).collect();
-            if let Some(preferred) = (!nodes.is_empty()).then(|| placement::roles(&nodes, *nth).0.node)
-                && self.may_return(id, preferred)
-            {
-                due.push((id, preferred));
-            }
-            *nth += 1;
-        }
-        self.leadership.waits.retain(|id, _| due.iter().any(|(other, _)| other == id));
+        let mut waited = std::mem::take(&mut self.leadership.waits);
         let mut returned = 0;
-        for (id, to) in due {
-            let Some(epoch) = self.partition(id).map(|p| p.replica.configuration().epoch) else { continue };
-            let wait = self.leadership.waits.entry(id).or_insert((epoch, now));
-            if wait.0 != epoch {
-                *wait = (epoch, now);
-            } else if now.since(wait.1) >= after && returned < RETURNED_AT_A_TIME {
-                wait.1 = now;
-                returned += 1;
-                self.give(now, id, Event::Handoff { to: Some(to), leaves: false });
+        for ((id, _), roles) in view.map.partitions().zip(placement::all_roles(&view.map)) {
+            let Some((preferred, _)) = roles else { continue };
+            let Some(epoch) = self.epoch_to_return(id, preferred.node) else { continue };
+            let mut since = waited.remove(&id).filter(|(of, _)| *of == epoch).map_or(now, |(_, since)| since);
+            let is_due = now.since(since) >= after && returned < RETURNED_AT_A_TIME;
+            if is_due {
+                (since, returned) = (now, returned + 1);
+            }
+            self.leadership.waits.insert(id, (epoch, since));
+            if is_due {
+                self.give(now, id, Event::Handoff { to: Some(preferred.node), leaves: false });
             }
         }
     }
 
-    /// Whether this node leads a partition that an in-sync follower should.
-    fn may_return(&self, id: PartitionId, preferred: NodeId) -> bool {
-        let Some(partition) = self.partitions.get(usize::from(id.0)).and_then(Option::as_ref) else { return false };
-        let replica = &partition.replica;
-        replica.leads_since().is_some() && replica.configuration().in_sync.iter().any(|m| m.node == preferred)
+    /// The epoch in which this node leads a partition that an in-sync follower should lead, if it does.
+    fn epoch_to_return(&self, id: PartitionId, preferred: NodeId) -> Option<Epoch> {
+        let replica = &self.partitions.get(usize::from(id.0))?.as_ref()?.replica;
+        let configuration = replica.configuration();
+        let follows = configuration.in_sync.iter().any(|m| m.node == preferred);
+        (replica.leads_since().is_some() && follows).then_some(configuration.epoch)
     }
 }

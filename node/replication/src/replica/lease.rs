@@ -9,13 +9,10 @@
 //!   has asked to add.
 //! * Stamps of beacons grow strictly, so that an answer tells which beacons it is younger than.
 
-use super::{
-    Action, Actions, Options, Outcome, ReadCheck, Reads, Refusal, Replica, Role, Token, leader::Leader,
-    stream::Progress,
-};
+use super::{Action, Actions, Options, Outcome, ReadCheck, Reads, Refusal, Replica, Role, Token, leader::Leader};
 use crate::clock::Instant64;
 use kv_proto::{ids::Lsn, replication::PeerBody};
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 /// What a leader sent, and who waits for the answers.
 #[derive(Debug)]
@@ -121,13 +118,6 @@ impl Leader {
         if waits_for_this && !under_way && self.serves() && !self.is_sure(now, options) {
             self.send_beacons(now, committed, out);
         }
-    }
-}
-
-impl Progress {
-    /// How long it has said nothing.
-    pub(super) fn silence(&self, now: Instant64) -> Duration {
-        now.since(self.last_heard())
     }
 }
 

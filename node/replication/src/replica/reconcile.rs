@@ -44,9 +44,16 @@ pub(super) struct Fetch {
     /// Whether something came since the last beacon.
     moves: bool,
     /// Why it cannot go on.
-    stuck: Option<String>,
-    /// Whether that is because the follower's log does not reach back so far.
-    too_short: bool,
+    stuck: Option<Stuck>,
+}
+
+/// Why a log cannot be fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stuck {
+    /// It does not reach back so far; in a sentence.
+    TooShort(String),
+    /// What was sent is not to be believed; in a sentence.
+    Doubt(String),
 }
 
 impl Fetch {
@@ -80,7 +87,9 @@ impl Leader {
 
     /// The follower whose log cannot be fetched because it does not reach back so far.
     pub(super) fn stuck_on(&self) -> Option<Member> {
-        let Stage::Adopting(Some(Fetch { from, too_short: true, .. })) = &self.stage else { return None };
+        let Stage::Adopting(Some(Fetch { from, stuck: Some(Stuck::TooShort(_)), .. })) = &self.stage else {
+            return None;
+        };
         self.followers.iter().map(|f| f.member).find(|member| member.node == *from)
     }
 
@@ -93,7 +102,9 @@ impl Leader {
         let effect = "nothing is served";
         match (&self.stage, missing) {
             (Stage::Recording, _) => format!("the epoch is not on disk yet: {effect}"),
-            (Stage::Adopting(Some(Fetch { stuck: Some(why), .. })), _) => format!("{why}: {effect}"),
+            (Stage::Adopting(Some(Fetch { stuck: Some(Stuck::TooShort(why) | Stuck::Doubt(why)), .. })), _) => {
+                format!("{why}: {effect}")
+            }
             (_, Some(follower)) => {
                 format!("{}, and a new leader has to hear every member: {effect} yet", silence(follower))
             }
@@ -130,8 +141,7 @@ impl Replica {
                     let reports = leader.followers.iter().filter_map(|f| Some((f.report?.prepared, f.member.node)));
                     let (greatest, own) = (reports.max(), self.log.last());
                     if let Some((_, from)) = greatest.filter(|(position, _)| *position > own && rules.adopt_greatest) {
-                        let fetch =
-                            fetch.insert(Fetch { from, after: own, moves: true, stuck: None, too_short: false });
+                        let fetch = fetch.insert(Fetch { from, after: own, moves: true, stuck: None });
                         fetch.ask(out);
                         return;
                     }
@@ -186,23 +196,26 @@ impl Replica {
         }
         fetch.moves = true;
         if records.is_empty() && previous != last {
-            fetch.too_short = true;
-            fetch.stuck = Some(format!(
+            fetch.stuck = Some(Stuck::TooShort(format!(
                 "{me} needs a copy of the table of follower {from}, whose log does not reach back so far"
-            ));
+            )));
             return;
         }
         let end = records.last().map(|r| r.position);
         match self.log.take(epoch, previous, records, self.committed, true, out) {
             Taken::Contradiction(lsn) => {
-                fetch.stuck = Some(format!("follower {from} contradicts what is committed on {me} at LSN {lsn}"));
+                let why = format!("follower {from} contradicts what is committed on {me} at LSN {lsn}");
+                fetch.stuck = Some(Stuck::Doubt(why));
             }
             // What was asked for is not there: what is committed here is.
             Taken::Gap if fetch.after != base => {
                 fetch.after = base;
                 fetch.ask(out);
             }
-            Taken::Gap => fetch.stuck = Some(format!("follower {from} sends what does not go with its last record")),
+            Taken::Gap => {
+                let why = format!("follower {from} sends what does not go with its last record");
+                fetch.stuck = Some(Stuck::Doubt(why));
+            }
             Taken::Appended | Taken::Nothing => match end {
                 Some(end) if end < last => {
                     fetch.after = end;
@@ -230,7 +243,7 @@ mod tests {
     #[test]
     fn a_connection_that_is_lost_takes_its_fetch_with_it() {
         let node = |name| NodeId::new(name).expect("a name");
-        let fetch = Fetch { from: node("f"), after: Position::default(), moves: true, stuck: None, too_short: false };
+        let fetch = Fetch { from: node("f"), after: Position::default(), moves: true, stuck: None };
         let leader = Member { node: node("l"), disk: DiskId(1) };
         let configuration = Configuration { epoch: Epoch(2), history: HistoryId(0), leader, in_sync: vec![] };
         let mut leader = Leader::new(&configuration, Instant64(0));

@@ -11,7 +11,7 @@ use kv_proto::{
     ids::{Lsn, Member},
     replication::{Basis, PeerBody, Position, Record},
 };
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 /// What a follower says it has, see [`PeerBody::Report`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl Progress {
 
     /// Whether it was heard lately.
     pub(super) fn answers(&self, now: Instant64, options: &Options) -> bool {
-        self.hears() && now.since(self.last_heard) < options.suspect_after
+        self.hears() && self.silence(now) < options.suspect_after
     }
 
     /// Whether the leader had better go on without it. The leader itself was awake since `awake`; whoever was not connected
@@ -122,9 +122,9 @@ impl Progress {
         }
     }
 
-    /// When it last answered.
-    pub(super) fn last_heard(&self) -> Instant64 {
-        self.last_heard
+    /// How long it has said nothing.
+    pub(super) fn silence(&self, now: Instant64) -> Duration {
+        now.since(self.last_heard)
     }
 
     /// Whether it is sent beacons.

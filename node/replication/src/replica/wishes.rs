@@ -59,21 +59,14 @@ impl Wishes {
 }
 
 impl Leader {
-    /// Leadership is to pass to another replica; false if nobody can take it.
-    pub(super) fn begin_handoff(
-        &mut self,
-        now: Instant64,
-        to: Option<NodeId>,
-        leaves: bool,
-        options: &Options,
-    ) -> bool {
+    /// Leadership is to pass to another replica, if one can take it.
+    pub(super) fn begin_handoff(&mut self, now: Instant64, to: Option<NodeId>, leaves: bool, options: &Options) {
         let able = |f: &&Progress| to.is_none_or(|to| f.member.node == to) && f.answers(now, options);
         // The one that has most is the first to have all.
         let chosen = self.followers.iter().filter(able).max_by_key(|f| f.flushed).map(|f| f.member);
         if let (Some(to), true, None) = (chosen, self.serves(), self.wishes.handoff) {
             self.wishes.handoff = Some(Handoff { to, leaves, until: now + HANDOFF_PATIENCE });
         }
-        self.wishes.handoff.is_some()
     }
 
     /// A follower is not wanted any more.
