@@ -352,19 +352,23 @@ mod tests {
         }
     }
 
-    #[test]
-    fn arguments() {
-        let options = options("--cores 2 --ports auto --ack replicated");
-        let mut plan = Plan::new(&options, &[0, 3]).expect("valid");
-        plan.processes[0].controller.as_mut().expect("a router").set_port(7);
+    fn command_line(plan: &Plan, options: &Options, process: usize) -> OsString {
         let common = Common {
-            options: &options,
+            options,
             controllers: &plan.controllers(),
             routers_data: Path::new("d"),
             nodes_data: Path::new("d/nodes"),
             supervisor_pid: 42,
         };
-        let line = |i: usize| plan.processes[i].arguments(common).join(std::ffi::OsStr::new(" "));
+        plan.processes[process].arguments(common).join(std::ffi::OsStr::new(" "))
+    }
+
+    #[test]
+    fn arguments() {
+        let options = options("--cores 2 --ports auto --ack replicated");
+        let mut plan = Plan::new(&options, &[0, 3]).expect("valid");
+        plan.processes[0].controller.as_mut().expect("a router").set_port(7);
+        let line = |i: usize| command_line(&plan, &options, i);
         assert_eq!(
             line(0),
             "router --id router --http 127.0.0.1:0 --controller-listen 127.0.0.1:7 --data-dir d/router --shards 3 \
@@ -406,14 +410,7 @@ mod tests {
             Ok(address)
         })
         .expect("free");
-        let common = Common {
-            options: &options,
-            controllers: &plan.controllers(),
-            routers_data: Path::new("d"),
-            nodes_data: Path::new("d/nodes"),
-            supervisor_pid: 42,
-        };
-        let line = |i: usize| plan.processes[i].arguments(common).join(std::ffi::OsStr::new(" "));
+        let line = |i: usize| command_line(&plan, &options, i);
         assert_eq!(
             line(1),
             "router --id router2 --http 127.0.0.1:0 --controller-listen 127.0.0.1:8 --controller-peers \

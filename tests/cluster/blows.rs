@@ -6,12 +6,11 @@
 
 use crate::{
     common::{Cluster, until},
-    ledger::Key,
-    load::{Acknowledged, Stop, Way, audit, keys, with_writers, write},
+    load::{Acknowledged, audit, keys, under_load},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{env, sync::atomic::AtomicBool, thread, time::Duration};
+use std::{env, thread, time::Duration};
 
 const BLOWS: usize = 8;
 
@@ -61,34 +60,24 @@ fn stands_blows(flags: &[&str]) {
     let seed = number("KV_BLOW_SEED").unwrap_or_else(rand::random);
     println!("KV_BLOW_SEED={seed} plays this schedule again");
     let mut random = SmallRng::seed_from_u64(seed);
-    let (mut keys, acknowledged, stop) = (keys(), Acknowledged::default(), AtomicBool::new(false));
+    let (mut keys, acknowledged) = (keys(), Acknowledged::default());
     let cluster = Cluster::start_as(
         tempfile::tempdir().expect("a directory"),
         &[&["--restart", "--shards", "1", "--partitions", "16", "--rebalance-after-s", "1"], flags].concat(),
         &ENVIRONMENT,
     );
     let writers_seed: u64 = random.random();
-    let work = |writer: usize, way: &Way, keys: &mut Vec<Key>| {
-        write(way, keys, writers_seed.wrapping_add(writer as u64), &stop, &acknowledged)
-    };
-    with_writers(
-        &cluster,
-        &mut keys,
-        |writer| writer % 2 == 1,
-        work,
-        || {
-            let _stop = Stop(&stop);
-            acknowledged.until_more("writes are acknowledged", 100);
-            for round in 0..number("KV_BLOW_ROUNDS").unwrap_or(BLOWS as u64) {
-                println!("{round}: {}", blow(&cluster, &mut random));
-                // Sometimes the next comes before this one is got over.
-                if random.random_range(0..3) > 0 {
-                    acknowledged.until_more("writes are acknowledged again", 100);
-                }
+    under_load(&cluster, &mut keys, &acknowledged, writers_seed, || {
+        acknowledged.until_more("writes are acknowledged", 100);
+        for round in 0..number("KV_BLOW_ROUNDS").unwrap_or(BLOWS as u64) {
+            println!("{round}: {}", blow(&cluster, &mut random));
+            // Sometimes the next comes before this one is got over.
+            if random.random_range(0..3) > 0 {
+                acknowledged.until_more("writes are acknowledged again", 100);
             }
-            acknowledged.until_more("writes are acknowledged in the end", 200);
-        },
-    );
+        }
+        acknowledged.until_more("writes are acknowledged in the end", 200);
+    });
     until("the cluster is whole", || cluster.replicas_agree().then_some(()));
     audit(&cluster, &mut keys);
     println!("{} writes were acknowledged", acknowledged.count());

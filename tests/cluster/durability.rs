@@ -9,13 +9,12 @@
 
 use crate::{
     common::{Cluster, Process, runs, until},
-    ledger::Key,
-    load::{Acknowledged, KEYS_EACH, Stop, WRITERS, Way, audit, keys, settle, with_writers, write},
+    load::{Acknowledged, KEYS_EACH, WRITERS, audit, keys, settle, under_load},
     nodes::until_whole,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{env, sync::atomic::AtomicBool, thread, time::Duration};
+use std::{env, thread, time::Duration};
 use tempfile::TempDir;
 
 const ROUNDS: usize = 10;
@@ -74,16 +73,11 @@ fn acknowledged_writes_outlive_kills() {
         let all = round % ALL_EVERY == ALL_EVERY - 1;
         let kills = random.random_range(if all { 0..=1 } else { 1..=3 });
         let writers_seed: u64 = random.random();
-        let stop = AtomicBool::new(false);
-        let work = |writer: usize, way: &Way, keys: &mut Vec<Key>| {
-            write(way, keys, writers_seed.wrapping_add(writer as u64), &stop, &acknowledged)
-        };
         let moment = |random: &mut SmallRng| {
             acknowledged.wait_for_more(random.random_range(1..400));
             thread::sleep(Duration::from_micros(random.random_range(0..5000)));
         };
         let blows = || {
-            let _stop = Stop(&stop);
             let mut killed = Vec::new();
             for _ in 0..kills {
                 moment(&mut random);
@@ -105,7 +99,7 @@ fn acknowledged_writes_outlive_kills() {
                 acknowledged.wait_for_more(200);
             }
         };
-        with_writers(&cluster, &mut keys, |writer| writer % 2 == 1, work, blows);
+        under_load(&cluster, &mut keys, &acknowledged, writers_seed, blows);
         if all {
             cluster = start(cluster.into_dir());
         }
@@ -143,12 +137,7 @@ fn without_the_disk_acknowledged_writes_outlive_single_kills() {
     let mut cluster = Cluster::start_as(tempfile::tempdir().expect("a directory"), &flags, &environment);
     for round in 0..number("KV_KILL_ROUNDS").unwrap_or(6) {
         let writers_seed: u64 = random.random();
-        let stop = AtomicBool::new(false);
-        let work = |writer: usize, way: &Way, keys: &mut Vec<Key>| {
-            write(way, keys, writers_seed.wrapping_add(writer as u64), &stop, &acknowledged)
-        };
         let blow = || {
-            let _stop = Stop(&stop);
             acknowledged.wait_for_more(random.random_range(200..600));
             let victim = kill_one(&cluster, &mut random);
             println!("round {round}: killed {} (process {})", victim.name, victim.pid);
@@ -159,7 +148,7 @@ fn without_the_disk_acknowledged_writes_outlive_single_kills() {
             cluster.until_ready();
             acknowledged.wait_for_more(200);
         };
-        with_writers(&cluster, &mut keys, |writer| writer % 2 == 1, work, blow);
+        under_load(&cluster, &mut keys, &acknowledged, writers_seed, blow);
         // The next one dies alone, too. (A learner catches up as fast as it can: these writers leave it nothing of this machine.)
         until_whole(&cluster);
         audit(&cluster, &mut keys);

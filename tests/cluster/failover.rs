@@ -4,8 +4,7 @@
 use crate::{
     binary::Call,
     common::{Cluster, signal, until},
-    ledger::Key,
-    load::{Acknowledged, Stop, Way, audit, keys, with_writers, write},
+    load::{Acknowledged, audit, keys, under_load},
     nodes::{
         FOLLOWER, LEADER, PAIR, kill, leaders, replicas, start_node, until_in_sync, until_led_by, until_put,
         until_whole,
@@ -14,7 +13,7 @@ use crate::{
 use hyper::{Method, StatusCode, body::Bytes};
 use kv_proto::{cluster_map::AckMode, request::Operation, stats::Role};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{fs, sync::atomic::AtomicBool};
+use std::fs;
 
 /// Logs so small that they are reused soon.
 const SMALL_LOGS: [&str; 6] =
@@ -49,33 +48,25 @@ fn kill_at_once(cluster: &Cluster, nodes: &[&str]) {
 #[test]
 fn whoever_dies_under_load_is_done_without_and_taken_back() {
     let cluster = Cluster::start(&[&PAIR[..], &["--rebalance-after-s", "1"]].concat());
-    let (mut keys, acknowledged, stop) = (keys(), Acknowledged::default(), AtomicBool::new(false));
+    let (mut keys, acknowledged) = (keys(), Acknowledged::default());
     let mut again = Vec::new();
-    let work = |writer: usize, way: &Way, keys: &mut Vec<Key>| write(way, keys, writer as u64, &stop, &acknowledged);
-    with_writers(
-        &cluster,
-        &mut keys,
-        |writer| writer % 2 == 1,
-        work,
-        || {
-            let _stop = Stop(&stop);
-            acknowledged.until_more("writes are acknowledged", 200);
-            kill(&cluster, LEADER);
-            acknowledged.until_more("writes are acknowledged without the leader", 400);
-            assert_eq!(leaders(&cluster), [FOLLOWER]);
-            again.push(start_node(&cluster, LEADER, &[]));
-            until_led_by(&cluster, LEADER);
-            acknowledged.until_more("writes are acknowledged by the leader that is back", 200);
+    under_load(&cluster, &mut keys, &acknowledged, 0, || {
+        acknowledged.until_more("writes are acknowledged", 200);
+        kill(&cluster, LEADER);
+        acknowledged.until_more("writes are acknowledged without the leader", 400);
+        assert_eq!(leaders(&cluster), [FOLLOWER]);
+        again.push(start_node(&cluster, LEADER, &[]));
+        until_led_by(&cluster, LEADER);
+        acknowledged.until_more("writes are acknowledged by the leader that is back", 200);
 
-            until_in_sync(&cluster, FOLLOWER);
-            kill(&cluster, FOLLOWER);
-            acknowledged.until_more("writes are acknowledged without the follower", 400);
-            assert_eq!(leaders(&cluster), [LEADER]);
-            again.push(start_node(&cluster, FOLLOWER, &[]));
-            until_in_sync(&cluster, FOLLOWER);
-            acknowledged.until_more("writes are acknowledged by both", 200);
-        },
-    );
+        until_in_sync(&cluster, FOLLOWER);
+        kill(&cluster, FOLLOWER);
+        acknowledged.until_more("writes are acknowledged without the follower", 400);
+        assert_eq!(leaders(&cluster), [LEADER]);
+        again.push(start_node(&cluster, FOLLOWER, &[]));
+        until_in_sync(&cluster, FOLLOWER);
+        acknowledged.until_more("writes are acknowledged by both", 200);
+    });
     audit(&cluster, &mut keys);
 }
 
@@ -83,29 +74,21 @@ fn whoever_dies_under_load_is_done_without_and_taken_back() {
 #[test]
 fn of_three_replicas_the_last_one_serves_alone() {
     let cluster = Cluster::start(&["--shards", "1", "--partitions", "8", "--replicas", "3"]);
-    let (mut keys, acknowledged, stop) = (keys(), Acknowledged::default(), AtomicBool::new(false));
+    let (mut keys, acknowledged) = (keys(), Acknowledged::default());
     let mut again = Vec::new();
-    let work = |writer: usize, way: &Way, keys: &mut Vec<Key>| write(way, keys, writer as u64, &stop, &acknowledged);
-    with_writers(
-        &cluster,
-        &mut keys,
-        |writer| writer % 2 == 1,
-        work,
-        || {
-            let _stop = Stop(&stop);
-            acknowledged.until_more("writes are acknowledged by three", 200);
-            kill(&cluster, LEADER);
-            acknowledged.until_more("writes are acknowledged by two", 200);
-            let second = leaders(&cluster).swap_remove(0);
-            kill(&cluster, &second);
-            acknowledged.until_more("writes are acknowledged by one", 200);
-            for node in [LEADER, &second] {
-                again.push(start_node(&cluster, node, &[]));
-                until_in_sync(&cluster, node);
-                acknowledged.until_more("writes are acknowledged by more", 100);
-            }
-        },
-    );
+    under_load(&cluster, &mut keys, &acknowledged, 0, || {
+        acknowledged.until_more("writes are acknowledged by three", 200);
+        kill(&cluster, LEADER);
+        acknowledged.until_more("writes are acknowledged by two", 200);
+        let second = leaders(&cluster).swap_remove(0);
+        kill(&cluster, &second);
+        acknowledged.until_more("writes are acknowledged by one", 200);
+        for node in [LEADER, &second] {
+            again.push(start_node(&cluster, node, &[]));
+            until_in_sync(&cluster, node);
+            acknowledged.until_more("writes are acknowledged by more", 100);
+        }
+    });
     audit(&cluster, &mut keys);
 }
 
@@ -193,27 +176,19 @@ fn a_node_that_was_away_for_longer_than_the_log_lasts_is_filled_again() {
 }
 
 fn filled_again(cluster: &Cluster, flags: &[&str], while_it_is_away: impl FnOnce(&std::path::Path)) {
-    let (mut keys, acknowledged, stop) = (keys(), Acknowledged::default(), AtomicBool::new(false));
+    let (mut keys, acknowledged) = (keys(), Acknowledged::default());
     for i in 0..300 {
         assert_eq!(put(cluster, &format!("before-{i}"), vec![b'b'; 10_000]), StatusCode::NO_CONTENT);
     }
     let mut again = Vec::new();
-    let work = |writer: usize, way: &Way, keys: &mut Vec<Key>| write(way, keys, writer as u64, &stop, &acknowledged);
-    with_writers(
-        cluster,
-        &mut keys,
-        |writer| writer % 2 == 1,
-        work,
-        || {
-            let _stop = Stop(&stop);
-            kill(cluster, FOLLOWER);
-            while_it_is_away(&cluster.dir.path().join("nodes").join(FOLLOWER));
-            acknowledged.until_more("writes are acknowledged without it", 100);
-            again.push(start_node(cluster, FOLLOWER, flags));
-            until_in_sync(cluster, FOLLOWER);
-            acknowledged.until_more("writes are acknowledged by both", 100);
-        },
-    );
+    under_load(cluster, &mut keys, &acknowledged, 0, || {
+        kill(cluster, FOLLOWER);
+        while_it_is_away(&cluster.dir.path().join("nodes").join(FOLLOWER));
+        acknowledged.until_more("writes are acknowledged without it", 100);
+        again.push(start_node(cluster, FOLLOWER, flags));
+        until_in_sync(cluster, FOLLOWER);
+        acknowledged.until_more("writes are acknowledged by both", 100);
+    });
     until_whole(cluster);
     // What it has is all that there is.
     kill(cluster, LEADER);

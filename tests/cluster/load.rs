@@ -172,13 +172,7 @@ impl Drop for Stop<'_> {
 }
 
 /// What one writer does until it is told to stop.
-pub(crate) fn write(
-    way: &Way,
-    keys: &mut [Key],
-    seed: u64,
-    stop: &AtomicBool,
-    acknowledged: &Acknowledged,
-) -> Result<(), String> {
+fn write(way: &Way, keys: &mut [Key], seed: u64, stop: &AtomicBool, acknowledged: &Acknowledged) -> Result<(), String> {
     let mut random = SmallRng::seed_from_u64(seed);
     while !stop.load(Relaxed) {
         let key = &mut keys[random.random_range(0..KEYS_EACH)];
@@ -209,8 +203,27 @@ fn put(way: &Way, key: &mut Key) -> Result<Fate, String> {
     Ok(fate)
 }
 
+/// Has all writers write until what happens `meanwhile` is over.
+pub(crate) fn under_load(
+    cluster: &Cluster,
+    keys: &mut [Vec<Key>],
+    acknowledged: &Acknowledged,
+    seed: u64,
+    meanwhile: impl FnOnce(),
+) {
+    let stop = AtomicBool::new(false);
+    let work = |writer: usize, way: &Way, keys: &mut Vec<Key>| {
+        write(way, keys, seed.wrapping_add(writer as u64), &stop, acknowledged)
+    };
+    let meanwhile = || {
+        let _stop = Stop(&stop);
+        meanwhile();
+    };
+    with_writers(cluster, keys, |writer| writer % 2 == 1, work, meanwhile);
+}
+
 /// Gives each writer a thread, and the cluster by one of the two ways.
-pub(crate) fn with_writers(
+fn with_writers(
     cluster: &Cluster,
     keys: &mut [Vec<Key>],
     native: impl Fn(usize) -> bool,

@@ -207,10 +207,11 @@ pub(super) fn why_not_forced(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::test_stats::node_stats;
     use kv_proto::{
         cluster_map::{AckMode, Node},
-        ids::{ClusterId, DiskId, ExecutorIndex, Lsn, ShardId},
-        stats::{NodeStats, ReplicaStats},
+        ids::{ClusterId, DiskId, ShardId},
+        stats::NodeStats,
     };
     use kv_replication::cluster::{Cluster, Command, Shape};
 
@@ -290,34 +291,7 @@ mod tests {
     }
 
     fn stats(node: &str, disk: u128, role: Role, trouble: Option<&str>, partitions: &[u16]) -> NodeStats {
-        let replica = |partition: &u16| ReplicaStats {
-            partition: PartitionId(*partition),
-            executor: ExecutorIndex(0),
-            epoch: Epoch(1),
-            role,
-            trouble: trouble.map(str::to_string),
-            prepared_lsn: Lsn(0),
-            flushed_lsn: Lsn(0),
-            committed_lsn: Lsn(0),
-            applied_lsn: Lsn(0),
-            keys: 0,
-            bytes: 0,
-            memory_bytes: 0,
-            digest: "0".repeat(16),
-        };
-        NodeStats {
-            node: id(node),
-            disk: DiskId(disk),
-            uptime_s: 1,
-            connections: 1,
-            requests: 1,
-            memory_bytes: 0,
-            max_memory_bytes: None,
-            generation: 1,
-            log_bytes: 0,
-            disk_full: false,
-            replicas: partitions.iter().map(replica).collect(),
-        }
+        node_stats((id(node), DiskId(disk)), partitions, role, 1, trouble)
     }
 
     #[test]

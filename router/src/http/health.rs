@@ -212,10 +212,10 @@ fn full(stats: &NodeStats) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::test_stats::node_stats;
     use kv_proto::{
         cluster_map::{AckMode, Node},
-        ids::{ClusterId, DiskId, Epoch, ExecutorIndex, Lsn, Member, ShardId},
-        stats::ReplicaStats,
+        ids::{ClusterId, DiskId, Member, ShardId},
     };
     use kv_replication::cluster::{Cluster, Command, Shape};
 
@@ -241,34 +241,7 @@ mod tests {
     }
 
     fn stats(role: Role, epoch: u64, trouble: Option<&str>) -> NodeStats {
-        let replica = |partition| ReplicaStats {
-            partition: PartitionId(partition),
-            executor: ExecutorIndex(0),
-            epoch: Epoch(epoch),
-            role,
-            trouble: trouble.map(str::to_string),
-            prepared_lsn: Lsn(0),
-            flushed_lsn: Lsn(0),
-            committed_lsn: Lsn(0),
-            applied_lsn: Lsn(0),
-            keys: 0,
-            bytes: 0,
-            memory_bytes: 0,
-            digest: "0".repeat(16),
-        };
-        NodeStats {
-            node: id("a"),
-            disk: DiskId(1),
-            uptime_s: 1,
-            connections: 1,
-            requests: 1,
-            memory_bytes: 0,
-            max_memory_bytes: None,
-            generation: 1,
-            log_bytes: 0,
-            disk_full: false,
-            replicas: vec![replica(0), replica(1)],
-        }
+        node_stats((id("a"), DiskId(1)), &[0, 1], role, epoch, trouble)
     }
 
     fn problem(health: &Health) -> &str {

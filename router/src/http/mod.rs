@@ -36,6 +36,8 @@ mod route;
 mod same_origin;
 pub(crate) mod server;
 mod survey;
+#[cfg(test)]
+mod test_stats;
 mod value;
 mod watched_stream;
 
