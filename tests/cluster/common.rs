@@ -309,9 +309,14 @@ impl Cluster {
     }
 
     pub(crate) fn topology(&self) -> Topology {
-        let answer = self.send(Method::GET, "/v1/topology", &[], "");
+        self.try_topology().unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Fails where the router does not answer, which may be about to start again.
+    fn try_topology(&self) -> Result<Topology, String> {
+        let answer = self.http.try_send(Method::GET, "/v1/topology", &[], Bytes::new()).map_err(|e| e.to_string())?;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
-        serde_json::from_slice(&answer.body).expect("the documented form")
+        Ok(serde_json::from_slice(&answer.body).expect("the documented form"))
     }
 
     pub(crate) fn send(
@@ -351,7 +356,7 @@ impl Cluster {
     /// Says how the replicas of the first partition are that lacks a member, or whose replicas have not applied the same or do
     /// not hold the same.
     pub(crate) fn check_replicas(&self) -> Result<(), String> {
-        let topology = self.topology();
+        let topology = self.try_topology()?;
         let replica = |node: &str, id| {
             let stats = topology.nodes.iter().find(|n| n.node == node)?.stats.as_ref()?;
             stats.replicas.iter().find(|r| r.partition == id)
