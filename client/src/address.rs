@@ -4,7 +4,7 @@ use crate::Error;
 use std::{fmt, str::FromStr};
 
 /// Where a node listens: `host:port` or `kv://host:port`. Names are resolved when a connection is made.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(String);
 
 impl Address {

@@ -64,12 +64,12 @@ impl From<Response<'_>> for Answer {
             Response::Written { at, version } => Answer::Written(Written { version, at }),
             Response::ConditionFailed { at, current } => Answer::ConditionFailed { at, current },
             Response::TooOld { committed, .. } => Answer::TooOld { committed },
-            Response::Map(view) => Answer::Map(Box::new(view)),
-            Response::Stats(stats) => Answer::Stats(Box::new(stats)),
+            Response::Map(view) => Answer::Map(view),
+            Response::Stats(stats) => Answer::Stats(stats),
             Response::Pong => Answer::Pong,
             Response::Accepted { at } => Answer::Accepted { at },
             Response::Error(e) => Answer::Error(Box::new(e)),
-            Response::Report(report) => Answer::Report(Box::new(report)),
+            Response::Report(report) => Answer::Report(report),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 use kv_proto::{
     cluster_map::ClusterMap,
     error_code::{ErrorCode, Outcome, WireError},
-    ids::{ClientId, ExecutorIndex, NodeId, OperationId},
+    ids::{ExecutorIndex, NodeId, OperationId},
     limits::{HIGHEST_MAX_VALUE_BYTES, Limits, MAX_TTL_MS},
     request::{AdminCommand, Condition, Operation},
     response::Answered,
@@ -77,7 +77,7 @@ impl Client {
         }
         let refresher = Refresher::new(seeds, Arc::clone(&table), settings);
         let (links, budget) = (RwLock::default(), RetryBudget::new());
-        let operation_ids = OperationIds::new(ClientId(rand::random()));
+        let operation_ids = OperationIds::of_new_client();
         Ok(Client { inner: Arc::new(Inner { table, links, refresher, budget, operation_ids, settings }) })
     }
 

@@ -75,5 +75,6 @@ pub use builder::ClientBuilder;
 pub use client::{Client, PutOptions};
 pub use error::Error;
 pub use kv_proto as proto;
+pub use operation_ids::OperationIds;
 pub use pipeline::Pipeline;
 pub use socket::ConnectOptions;

@@ -11,9 +11,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// Makes the ids of one client.
+/// Makes the ids of one client's writes: for who sends requests by a [`crate::Pipeline`] and asks again with the same id. A
+/// [`crate::Client`] has its own.
 #[derive(Debug)]
-pub(crate) struct OperationIds {
+pub struct OperationIds {
     client: ClientId,
     next: AtomicU64,
     /// By partition the last version that is known of it. A lock each: writes of all callers come here.
@@ -21,12 +22,18 @@ pub(crate) struct OperationIds {
 }
 
 impl OperationIds {
+    /// Those of a client that there was never before.
+    #[must_use]
+    pub fn of_new_client() -> Self {
+        OperationIds::new(ClientId(rand::random()))
+    }
+
     pub(crate) fn new(client: ClientId) -> Self {
         OperationIds { client, next: AtomicU64::new(1), known: OnceLock::new() }
     }
 
     /// The id of a new write to a partition of so many.
-    pub(crate) fn next(&self, partition: PartitionId, partitions: u16) -> OperationId {
+    pub fn next(&self, partition: PartitionId, partitions: u16) -> OperationId {
         let known = self.known.get_or_init(|| (0..partitions).map(|_| Mutex::default()).collect());
         let version = known.get(usize::from(partition.0)).and_then(|known| *lock(known));
         let known_lsn = version.map_or(Lsn(0), |version| version.lsn);
@@ -35,14 +42,14 @@ impl OperationIds {
 
     /// The partition was asked with an id that is too old, and has committed this version now. That counts even if more was
     /// known: what was only in memory can be lost. An id that knows less than it could does no harm.
-    pub(crate) fn begin_anew(&self, partition: PartitionId, version: Version) {
+    pub fn begin_anew(&self, partition: PartitionId, version: Version) {
         if let Some(known) = self.known.get().and_then(|known| known.get(usize::from(partition.0))) {
             *lock(known) = Some(version);
         }
     }
 
     /// The partition has committed this version.
-    pub(crate) fn learn(&self, partition: PartitionId, version: Version) {
+    pub fn learn(&self, partition: PartitionId, version: Version) {
         let known = self.known.get().and_then(|known| known.get(usize::from(partition.0)));
         if let Some(mut known) = known.map(lock) {
             // Histories have no order. What was known of another one was given up with it.

@@ -136,7 +136,7 @@ impl Pipeline {
         let mut answer = None;
         self.receive(|_, response| {
             answer = Some(match response {
-                Response::Map(view) => Ok(view),
+                Response::Map(view) => Ok(*view),
                 Response::Error(e) => Err(Ok(e)),
                 other => Err(Err(format!("it answered a question for its map with {other:?}"))),
             });

@@ -19,9 +19,14 @@ use kv_proto::{
     limits::{HIGHEST_MAX_VALUE_BYTES, Limits},
     response::Response,
 };
-use std::{io, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 use tokio::{
-    io::{Interest, Ready},
+    io::{AsyncReadExt, Interest, Ready},
     net::TcpStream,
     time::timeout,
 };
@@ -158,11 +163,14 @@ impl Socket {
     /// Reads what is there, up to the room of one read; 0 says that nothing was.
     pub(crate) fn try_read(&mut self) -> Result<usize, Cause> {
         self.incoming.reserve(READ_BYTES);
-        match self.stream.try_read_buf(&mut self.incoming) {
-            Ok(0) => Err("it was closed by the node".to_owned()),
-            Ok(n) => Ok(n),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            Err(e) => Err(e.to_string()),
+        // Asked once, without waiting. `TcpStream::try_read_buf` would not notice that a short read leaves nothing behind, and every
+        // answer would cost a second read that finds nothing.
+        let read = pin!(self.stream.read_buf(&mut self.incoming));
+        match read.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(0)) => Err("it was closed by the node".to_owned()),
+            Poll::Ready(Ok(n)) => Ok(n),
+            Poll::Pending => Ok(0),
+            Poll::Ready(Err(e)) => Err(e.to_string()),
         }
     }
 

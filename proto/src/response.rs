@@ -10,7 +10,7 @@ use crate::{
 use bincode::{BorrowDecode, Decode, Encode};
 use std::num::NonZeroU64;
 
-/// A response; a value borrows from the buffer that it was received in.
+/// A response; a value borrows from the buffer that it was received in. What is large and rare is boxed: responses are moved often.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Response<'a> {
     /// A key's value.
@@ -46,9 +46,9 @@ pub enum Response<'a> {
         current: Option<Version>,
     },
     /// What the node knows of the cluster.
-    Map(NodeView),
+    Map(Box<NodeView>),
     /// How the node is.
-    Stats(NodeStats),
+    Stats(Box<NodeStats>),
     /// The node is there.
     Pong,
     /// The request failed.
@@ -67,7 +67,7 @@ pub enum Response<'a> {
         at: Answered,
     },
     /// What the node has on its disk.
-    Report(NodeReport),
+    Report(Box<NodeReport>),
 }
 
 /// Which partition answered, and in which epoch.
@@ -97,6 +97,11 @@ mod tests {
         ids::{HistoryId, Lsn},
     };
     use proptest::prelude::*;
+
+    #[test]
+    fn answers_to_reads_and_writes_are_small() {
+        assert!(size_of::<Response<'_>>() <= 80, "{}", size_of::<Response<'_>>());
+    }
 
     #[test]
     fn golden_bytes() {

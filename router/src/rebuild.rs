@@ -140,7 +140,7 @@ async fn ask(address: &str) -> Result<NodeReport, String> {
             let answer = message.map(|m| match (m.kind, question) {
                 (Kind::Welcome, Kind::Hello) => Ok(None),
                 (Kind::Response, Kind::Request) => match codec::decode::<Response>(m.body) {
-                    Ok(Response::Report(report)) => Ok(Some(report)),
+                    Ok(Response::Report(report)) => Ok(Some(*report)),
                     Ok(Response::Error(error)) => Err(error.message),
                     Ok(_) => Err("it answers something else".to_owned()),
                     Err(error) => Err(error.to_string()),

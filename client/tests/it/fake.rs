@@ -214,7 +214,7 @@ async fn serve(mut stream: TcpStream, inner: &Inner) {
                     match request.operation {
                         Operation::Map => {
                             let view = inner.view.lock().expect("not poisoned").clone();
-                            answer(message.id, &Response::Map(view))
+                            answer(message.id, &Response::Map(Box::new(view)))
                         }
                         operation => {
                             if operation != Operation::Ping {

@@ -34,7 +34,7 @@ async fn every_operation_gets_its_answer() {
                 answer(id, &Response::ConditionFailed { at: AT, current: Some(version(3)) })
             }
             Operation::Put { .. } | Operation::Delete { key: b"there", .. } => written(id),
-            Operation::Stats => answer(id, &Response::Stats(stats("a"))),
+            Operation::Stats => answer(id, &Response::Stats(Box::new(stats("a")))),
             Operation::Admin(AdminCommand::Handoff { partition: PartitionId(0), to: None }) => {
                 answer(id, &Response::Accepted { at: AT })
             }

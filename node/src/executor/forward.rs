@@ -266,7 +266,7 @@ impl Executor {
             replicas,
         };
         self.handle_answered(collection.origin.line);
-        self.answer(collection.origin, &Response::Stats(stats));
+        self.answer(collection.origin, &Response::Stats(Box::new(stats)));
     }
 }
 

@@ -85,6 +85,6 @@ impl Executor {
             replicas,
         };
         self.handle_answered(reporting.origin.line);
-        self.answer(reporting.origin, &Response::Report(report));
+        self.answer(reporting.origin, &Response::Report(Box::new(report)));
     }
 }

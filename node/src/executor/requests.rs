@@ -113,7 +113,7 @@ impl Executor {
                 ErrorCode::Overloaded,
                 "too many answers of this node wait for clients that do not read them",
             )),
-            Operation::Map => Some(Response::Map(self.node_view())),
+            Operation::Map => Some(Response::Map(Box::new(self.node_view()))),
             Operation::Stats => {
                 self.collect_stats(origin);
                 None

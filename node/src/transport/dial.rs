@@ -154,7 +154,7 @@ pub(crate) async fn ask_view(address: &str, expected: NodeId, hello: &Hello) -> 
                 |out| codec::encode_into(out, &request),
                 Kind::Response,
                 |body| match codec::decode::<Response>(body) {
-                    Ok(Response::Map(view)) => Ok(view),
+                    Ok(Response::Map(view)) => Ok(*view),
                     Ok(other) => Err(format!("{other:?}")),
                     Err(error) => Err(error.to_string()),
                 },

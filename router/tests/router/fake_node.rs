@@ -196,9 +196,9 @@ impl FakeNode {
             }
             Operation::Map => {
                 let owners = (0..PARTITIONS).map(|p| (PartitionId(p), ExecutorIndex(0))).collect();
-                send(&Response::Map(NodeView { map: None, owners }));
+                send(&Response::Map(Box::new(NodeView { map: None, owners })));
             }
-            Operation::Stats => send(&Response::Stats(stats(table.trouble.clone()))),
+            Operation::Stats => send(&Response::Stats(Box::new(stats(table.trouble.clone())))),
             Operation::Report => send(&Response::Error(WireError::new(ErrorCode::Malformed, "no router asks for it"))),
             Operation::Ping => send(&Response::Pong),
             Operation::Admin(command) => {
