@@ -3,11 +3,14 @@
 
 use crate::{
     checks::{Checks, Verdict},
-    linear::{Operation, Versioned, linearizable, versions_agree},
     node::Place,
     queue::{Happening, MS, Time},
     world::World,
     writes::{KEYS, key_of, number_of, write_of},
+};
+use kv_checker::{
+    linear::{Operation, linearizable},
+    versions::{Versioned, versions_agree},
 };
 use kv_proto::{ids::Lsn, stats::Role};
 use kv_replication::replica::{Event, Outcome, ReadCheck, Reads, Token};

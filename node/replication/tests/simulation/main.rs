@@ -12,11 +12,11 @@
 //!
 //! What must hold is checked after every event, for the replica that it was given to (`checks`); at the end of a run also that
 //! within 30 s of simulated time without faults everything is complete and served, and that what the clients saw can have
-//! happened one thing after the other (`linear`).
+//! happened one thing after the other (`kv_checker`).
 //!
 //! * `world`: what happens next, and to whom · `queue` · `plan`: how runs differ · `faults` · `network` · `controller`
 //! * `node`: process, clock, replicas · `disk`: the log of a replica, and beside it what it should hold · `copies`: of tables
-//! * `clients` · `writes`: what they write · `linear`
+//! * `clients` · `writes`: what they write
 //!
 //! # What is not simulated
 //! * Two partitions in one log: here each has its own, as on different executors.
@@ -33,7 +33,6 @@ mod controller;
 mod copies;
 mod disk;
 mod faults;
-mod linear;
 mod mutations;
 mod network;
 mod node;
