@@ -93,7 +93,7 @@ impl Call {
     pub(crate) fn view(&mut self) -> NodeView {
         self.send(&[(1, Operation::Map)]);
         self.next(|_, _, body| match codec::decode(body) {
-            Ok(Response::Map(view)) => view,
+            Ok(Response::Map(view)) => *view,
             other => panic!("{other:?}"),
         })
     }

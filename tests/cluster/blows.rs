@@ -5,12 +5,12 @@
 //! `KV_BLOW_SEED` plays a schedule again, as far as that can be; `KV_BLOW_ROUNDS` says how many blows there are.
 
 use crate::{
-    common::{Cluster, until},
+    common::{Cluster, number_in, until},
     load::{Acknowledged, audit, keys, under_load},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{env, thread, time::Duration};
+use std::{thread, time::Duration};
 
 const BLOWS: usize = 8;
 
@@ -21,10 +21,6 @@ const ENVIRONMENT: [(&str, &str); 4] = [
     ("KV_MAX_LOG_BYTES", "3456KiB"),
     ("KV_DEADLINE_MS", "1000"),
 ];
-
-fn number(variable: &str) -> Option<u64> {
-    env::var(variable).ok().map(|n| n.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
-}
 
 /// A blow to some process other than the supervisor.
 fn blow(cluster: &Cluster, random: &mut SmallRng) -> String {
@@ -57,7 +53,7 @@ fn blow(cluster: &Cluster, random: &mut SmallRng) -> String {
 }
 
 fn stands_blows(flags: &[&str]) {
-    let seed = number("KV_BLOW_SEED").unwrap_or_else(rand::random);
+    let seed = number_in("KV_BLOW_SEED").unwrap_or_else(rand::random);
     println!("KV_BLOW_SEED={seed} plays this schedule again");
     let mut random = SmallRng::seed_from_u64(seed);
     let (mut keys, acknowledged) = (keys(), Acknowledged::default());
@@ -69,7 +65,7 @@ fn stands_blows(flags: &[&str]) {
     let writers_seed: u64 = random.random();
     under_load(&cluster, &mut keys, &acknowledged, writers_seed, || {
         acknowledged.until_more("writes are acknowledged", 100);
-        for round in 0..number("KV_BLOW_ROUNDS").unwrap_or(BLOWS as u64) {
+        for round in 0..number_in("KV_BLOW_ROUNDS").unwrap_or(BLOWS as u64) {
             println!("{round}: {}", blow(&cluster, &mut random));
             // Sometimes the next comes before this one is got over.
             if random.random_range(0..3) > 0 {

@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
-    fmt, fs,
+    env, fmt, fs,
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -57,11 +57,16 @@ pub(crate) fn until_ok<T>(what: &str, mut condition: impl FnMut() -> Result<T, S
     }
 }
 
+/// The number in an environment variable that is meant for a test.
+pub(crate) fn number_in(variable: &str) -> Option<u64> {
+    env::var(variable).ok().map(|n| n.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
 /// The command line program.
 pub(crate) fn kv() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kv"));
     // What the machine's owner has set for own clusters is not meant for these.
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KV_")) {
+    for (name, _) in env::vars().filter(|(name, _)| name.starts_with("KV_")) {
         command.env_remove(name);
     }
     command

@@ -1,5 +1,9 @@
 //! What is known of a key that has one writer: what was acknowledged, what is in doubt, and so what may be there.
 //!
+//! Keys with many writers are judged by `kv-checker` (see [`crate::shared_keys`]). These rules are stronger where they hold:
+//! who is the only writer knows after every request what is there, so each answer is judged at once, and a write in doubt is
+//! lost for good with the next one that is acknowledged.
+//!
 //! The writer gives every value a number that it never used before and makes one request at a time, so that whatever
 //! is read names the write that it came from. A write in doubt is not applied after a later one was acknowledged: either the
 //! leader has read it before that one, or it is lost with its connection.
@@ -115,23 +119,36 @@ impl Key {
         Ok(())
     }
 
-    /// The bytes of a value: they say whose it is, and are between a few and some thousands.
+    /// See [`value`].
     pub(crate) fn value(&self, number: u64) -> Vec<u8> {
-        let mut value = format!("{} {number} ", self.name).into_bytes();
-        value.resize(value.len() + (number * 2477 % 6007) as usize, b'.');
-        value
+        value(&self.name, number)
     }
 
-    /// The number of the value with these bytes.
+    /// See [`number`].
     ///
     /// # Errors
     /// A sentence, if this key never had such a value.
     pub(crate) fn number(&self, value: &[u8]) -> Result<u64, String> {
-        let text = String::from_utf8_lossy(value);
-        let number = text.split(' ').nth(1).and_then(|n| n.parse().ok());
-        let whole = number.filter(|n| self.value(*n) == value);
-        whole.ok_or_else(|| format!("{} has bytes that were never written: {text:.100}", self.name))
+        number(&self.name, value)
     }
+}
+
+/// The bytes of a key's value with this number: they say whose it is, and are between a few and some thousands.
+pub(crate) fn value(key: &str, number: u64) -> Vec<u8> {
+    let mut value = format!("{key} {number} ").into_bytes();
+    value.resize(value.len() + (number * 2477 % 6007) as usize, b'.');
+    value
+}
+
+/// The number of the key's value with these bytes.
+///
+/// # Errors
+/// A sentence, if this key never had such a value.
+pub(crate) fn number(key: &str, bytes: &[u8]) -> Result<u64, String> {
+    let text = String::from_utf8_lossy(bytes);
+    let number = text.split(' ').nth(1).and_then(|n| n.parse().ok());
+    let whole = number.filter(|n| value(key, *n) == bytes);
+    whole.ok_or_else(|| format!("{key} has bytes that were never written: {text:.100}"))
 }
 
 #[cfg(test)]

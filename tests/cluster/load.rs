@@ -1,17 +1,18 @@
 //! Load whose every answer is remembered: writers over HTTP and by the native client, each with keys and a [ledger](crate::ledger)
-//! of its own, and an audit that reads every key by the other way than the one that it is written by.
+//! of its own, and an audit that reads every key by the other way than the one that it is written by. Keys that have many
+//! writers are in [`crate::shared_keys`].
 
 use crate::{
-    common::{Cluster, Http, until, until_ok},
+    common::{Answer, Cluster, Http, NoAnswer, until, until_ok},
     ledger::{Fate, Key},
 };
 use hyper::{
     Method, StatusCode,
     body::Bytes,
-    header::{ETAG, HeaderMap},
+    header::{ETAG, HeaderMap, IF_MATCH},
 };
-use kv_client::{Client, ClientBuilder};
-use kv_proto::{error_code::Outcome, ids::Version};
+use kv_client::{Client, ClientBuilder, Error, PutOptions};
+use kv_proto::{error_code::Outcome, ids::Version, request::Condition};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::{
     sync::{
@@ -29,7 +30,7 @@ const NEVER_WRITTEN: usize = 50;
 /// How long [`Acknowledged::wait_for_more`] waits for what cannot come while too much is dead.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What a writer waits after a failure, so that refusals do not fill the processors.
-const PAUSE: Duration = Duration::from_millis(5);
+pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 
 /// The keys of each writer.
 pub(crate) fn keys() -> Vec<Vec<Key>> {
@@ -53,9 +54,9 @@ impl Way {
         Way::Native(runtime.expect("a runtime"), client.build().expect("addresses"))
     }
 
-    fn put(&self, key: &str, value: Vec<u8>) -> Fate {
+    pub(crate) fn put(&self, key: &str, value: Vec<u8>) -> Fate {
         match self {
-            Way::Http(http) => http_fate(http, Method::PUT, key, value.into()),
+            Way::Http(http) => http_fate(http.try_send(Method::PUT, &path(key), &[], value.into()), &Method::PUT),
             Way::Native(runtime, client) => match runtime.block_on(client.put(key.as_bytes(), &value)) {
                 Ok(written) => Fate::Written(written.version),
                 Err(error) => fate(error.outcome()),
@@ -63,9 +64,29 @@ impl Way {
         }
     }
 
-    fn delete(&self, key: &str) -> Fate {
+    /// Puts a value in place of the one with this version; `None` if that is not there.
+    pub(crate) fn replace(&self, key: &str, version: Version, value: Vec<u8>) -> Option<Fate> {
         match self {
-            Way::Http(http) => http_fate(http, Method::DELETE, key, Bytes::new()),
+            Way::Http(http) => {
+                let etag = format!("\"{version}\"");
+                let sent = http.try_send(Method::PUT, &path(key), &[(IF_MATCH, &etag)], value.into());
+                let is_refused = sent.as_ref().is_ok_and(|answer| answer.status == StatusCode::PRECONDITION_FAILED);
+                (!is_refused).then(|| http_fate(sent, &Method::PUT))
+            }
+            Way::Native(runtime, client) => {
+                let options = PutOptions { condition: Condition::Version(version), ..PutOptions::default() };
+                match runtime.block_on(client.put_with(key.as_bytes(), &value, options)) {
+                    Ok(written) => Some(Fate::Written(written.version)),
+                    Err(Error::ConditionFailed { .. }) => None,
+                    Err(error) => Some(fate(error.outcome())),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn delete(&self, key: &str) -> Fate {
+        match self {
+            Way::Http(http) => http_fate(http.try_send(Method::DELETE, &path(key), &[], Bytes::new()), &Method::DELETE),
             Way::Native(runtime, client) => match runtime.block_on(client.delete(key.as_bytes())) {
                 Ok(Some(written)) => Fate::Written(written.version),
                 Ok(None) => Fate::NotThere,
@@ -75,7 +96,7 @@ impl Way {
     }
 
     /// The value and its version; `Err` if there was no answer that says it.
-    fn get(&self, key: &str) -> Result<Option<(Vec<u8>, Version)>, String> {
+    pub(crate) fn get(&self, key: &str) -> Result<Option<(Vec<u8>, Version)>, String> {
         match self {
             Way::Http(http) => {
                 let answer = http.try_send(Method::GET, &path(key), &[], Bytes::new()).map_err(|e| e.to_string())?;
@@ -109,13 +130,13 @@ fn version(headers: &HeaderMap) -> Version {
     etag.trim_matches('"').parse().expect("a version")
 }
 
-fn http_fate(http: &Http, method: Method, key: &str, body: Bytes) -> Fate {
-    match http.try_send(method.clone(), &path(key), &[], body) {
+fn http_fate(sent: Result<Answer, NoAnswer>, method: &Method) -> Fate {
+    match sent {
         Err(no_answer) if no_answer.sent => Fate::Unknown,
         Err(_) => Fate::NotApplied,
         Ok(answer) => match answer.status {
             StatusCode::NO_CONTENT => Fate::Written(version(&answer.headers)),
-            StatusCode::NOT_FOUND if method == Method::DELETE => Fate::NotThere,
+            StatusCode::NOT_FOUND if *method == Method::DELETE => Fate::NotThere,
             _ => match answer.json()["outcome"].as_str() {
                 Some("not_applied") => Fate::NotApplied,
                 Some("unknown") => Fate::Unknown,
@@ -137,7 +158,7 @@ fn fate(outcome: Outcome) -> Fate {
 pub(crate) struct Acknowledged(Mutex<u64>, Condvar);
 
 impl Acknowledged {
-    fn one_more(&self) {
+    pub(crate) fn one_more(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.1.notify_all();
     }
@@ -219,27 +240,27 @@ pub(crate) fn under_load(
         let _stop = Stop(&stop);
         meanwhile();
     };
-    with_writers(cluster, keys, |writer| writer % 2 == 1, work, meanwhile);
+    with_clients(cluster, keys, |writer| writer % 2 == 1, work, meanwhile);
 }
 
-/// Gives each writer a thread, and the cluster by one of the two ways.
-fn with_writers(
+/// Gives each client what is its own, a thread, and the cluster by one of the two ways.
+pub(crate) fn with_clients<T: Send>(
     cluster: &Cluster,
-    keys: &mut [Vec<Key>],
+    clients: &mut [T],
     native: impl Fn(usize) -> bool,
-    work: impl Fn(usize, &Way, &mut Vec<Key>) -> Result<(), String> + Sync,
+    work: impl Fn(usize, &Way, &mut T) -> Result<(), String> + Sync,
     meanwhile: impl FnOnce(),
 ) {
     thread::scope(|scope| {
-        let threads: Vec<_> = (keys.iter_mut().enumerate())
-            .map(|(writer, keys)| {
-                let (way, work) = (Way::new(cluster, native(writer)), &work);
-                scope.spawn(move || work(writer, &way, keys))
+        let threads: Vec<_> = (clients.iter_mut().enumerate())
+            .map(|(client, own)| {
+                let (way, work) = (Way::new(cluster, native(client)), &work);
+                scope.spawn(move || work(client, &way, own))
             })
             .collect();
         meanwhile();
         for thread in threads {
-            if let Err(why) = thread.join().expect("a writer that does not panic") {
+            if let Err(why) = thread.join().expect("a client that does not panic") {
                 panic!("{why}");
             }
         }
@@ -255,7 +276,7 @@ pub(crate) fn audit(cluster: &Cluster, keys: &mut [Vec<Key>]) {
             })
         })
     };
-    with_writers(cluster, keys, |writer| writer % 2 == 0, check, || {});
+    with_clients(cluster, keys, |writer| writer % 2 == 0, check, || {});
     for i in 0..NEVER_WRITTEN {
         let answer = cluster.send(Method::GET, &path(&format!("never-{i}")), &[], "");
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{answer:?}");
@@ -274,5 +295,5 @@ pub(crate) fn settle(cluster: &Cluster, keys: &mut [Vec<Key>]) {
             })
         })
     };
-    with_writers(cluster, keys, |writer| writer % 2 == 1, settle, || {});
+    with_clients(cluster, keys, |writer| writer % 2 == 1, settle, || {});
 }
