@@ -85,8 +85,12 @@ pub(crate) struct LoadOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_KEYS))]
     keys: Option<u32>,
 
-    /// Which of them is next: uniform, zipfian[:THETA], latest[:THETA], hotspot[:KEYS%:OPS%] or sequential [default: uniform]
-    #[arg(long, value_name = "CHOICE")]
+    // As an attribute: in a comment rustdoc would take the brackets for links.
+    #[arg(
+        long,
+        value_name = "CHOICE",
+        help = "Which of them is next: uniform, zipfian[:THETA], latest[:THETA], hotspot[:KEYS%:OPS%] or sequential [default: uniform]"
+    )]
     key_choice: Option<KeyChoice>,
 
     /// What stands before the 12 digits of a key
