@@ -77,4 +77,4 @@ pub use error::Error;
 pub use kv_proto as proto;
 pub use operation_ids::OperationIds;
 pub use pipeline::Pipeline;
-pub use socket::ConnectOptions;
+pub use socket::{ConnectOptions, read_now};

@@ -28,6 +28,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, Interest, Ready},
     net::TcpStream,
+    task::coop::unconstrained,
     time::timeout,
 };
 
@@ -163,14 +164,11 @@ impl Socket {
     /// Reads what is there, up to the room of one read; 0 says that nothing was.
     pub(crate) fn try_read(&mut self) -> Result<usize, Cause> {
         self.incoming.reserve(READ_BYTES);
-        // Asked once, without waiting. `TcpStream::try_read_buf` would not notice that a short read leaves nothing behind, and every
-        // answer would cost a second read that finds nothing.
-        let read = pin!(self.stream.read_buf(&mut self.incoming));
-        match read.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(0)) => Err("it was closed by the node".to_owned()),
-            Poll::Ready(Ok(n)) => Ok(n),
-            Poll::Pending => Ok(0),
-            Poll::Ready(Err(e)) => Err(e.to_string()),
+        match read_now(&mut self.stream, &mut self.incoming) {
+            Some(Ok(0)) => Err("it was closed by the node".to_owned()),
+            Some(Ok(n)) => Ok(n),
+            None => Ok(0),
+            Some(Err(e)) => Err(e.to_string()),
         }
     }
 
@@ -199,6 +197,24 @@ impl Socket {
         };
         self.incoming.advance(used);
         result
+    }
+}
+
+/// Reads what is there into the room that `buffer` has, without waiting; `None` if nothing is there. For who waits for a socket
+/// by [`TcpStream::ready`].
+///
+/// Unlike [`TcpStream::try_read_buf`] it notices that a short read leaves nothing behind, so that the next `ready` waits and
+/// no read is in vain.
+///
+/// # Errors
+/// The socket's own.
+pub fn read_now(stream: &mut TcpStream, buffer: &mut BytesMut) -> Option<io::Result<usize>> {
+    // A task that has used up its budget would be told that nothing is there, while `ready`, which takes none, says the contrary
+    // for ever.
+    let read = pin!(unconstrained(stream.read_buf(buffer)));
+    match read.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(read) => Some(read),
+        Poll::Pending => None,
     }
 }
 
@@ -250,6 +266,7 @@ fn message_limit(told: Limits) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::task::coop::{consume_budget, has_budget_remaining};
 
     #[test]
     fn what_the_kernel_took_is_counted_whatever_comes_after_it() {
@@ -266,6 +283,26 @@ mod tests {
         assert_eq!(flush(vec![Ok(2), broken()]), (false, 5, 10));
         assert_eq!(flush(vec![Ok(4), Ok(1)]), (true, 10, 0));
         assert_eq!(flush(vec![]), (true, 10, 0));
+    }
+
+    /// Else who reads much in one go would be told for ever that there is something, and read nothing.
+    #[tokio::test]
+    async fn what_is_there_is_read_even_by_a_task_without_budget() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut stream = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let (mut other, _) = listener.accept().await.expect("accepted");
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        assert!(read_now(&mut stream, &mut buffer).is_none());
+        tokio::io::AsyncWriteExt::write_all(&mut other, b"there").await.expect("taken");
+        stream.readable().await.expect("open");
+        while has_budget_remaining() {
+            let _ = pin!(consume_budget()).poll(&mut Context::from_waker(Waker::noop()));
+        }
+        assert!(matches!(read_now(&mut stream, &mut buffer), Some(Ok(5))));
+        assert!(read_now(&mut stream, &mut buffer).is_none());
+        drop(other);
+        stream.readable().await.expect("open");
+        assert!(matches!(read_now(&mut stream, &mut buffer), Some(Ok(0))));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use super::{Broken, Codec, Connection, Reply, Request};
 use bytes::{Buf, BytesMut};
-use kv_client::Address;
+use kv_client::{Address, read_now};
 use std::{io, time::Duration};
 use tokio::{
     io::Interest,
@@ -104,11 +104,11 @@ impl<C: Codec> StreamConnection<C> {
         if self.incoming.is_empty() && self.incoming.capacity() > KEEP_BYTES {
             self.incoming = BytesMut::with_capacity(READ_BYTES);
         }
-        match self.stream.try_read_buf(&mut self.incoming) {
-            Ok(0) => self.end("connection_lost", "the target closed the connection"),
-            Ok(n) => return n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => self.end("connection_lost", &e.to_string()),
+        match read_now(&mut self.stream, &mut self.incoming) {
+            Some(Ok(0)) => self.end("connection_lost", "the target closed the connection"),
+            Some(Ok(n)) => return n,
+            None => {}
+            Some(Err(e)) => self.end("connection_lost", &e.to_string()),
         }
         0
     }
