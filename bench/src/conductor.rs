@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
     time::{interval_at, sleep_until},
 };
 
@@ -161,6 +161,7 @@ impl Conductor<'_> {
                     }
                     going.phase.interrupted = true;
                     stop = stopped.is_none();
+                    self.sinks.view.note("interrupted; what is under way is waited for (interrupt again to end at once)");
                 }
                 () = sleep_until(strike.into()), if blow.is_some() && stopped.is_none() => {
                     if let Some(blow) = blow.take() {
@@ -172,12 +173,7 @@ impl Conductor<'_> {
                 }
                 struck = async { striking.as_mut().expect("asked only if so").await }, if striking.is_some() => {
                     striking = None;
-                    let struck = struck.expect("it does not panic").map_err(|e| format!("{e:#}"));
-                    match &struck {
-                        Ok(killed) => going.event = Some(killed.to_string()),
-                        Err(cause) => self.sinks.view.note(&format!("nobody was killed: {cause}")),
-                    }
-                    killed = Some(struck);
+                    killed = Some(self.struck(struck, &mut going));
                 }
                 _ = ticks.tick() => {
                     // A rest of a few milliseconds would look as if the load had changed.
@@ -187,24 +183,40 @@ impl Conductor<'_> {
                 }
             }
             if stop {
-                let now = self.setup.as_ref().map_or(0, |setup| setup.clock.now());
-                stopped = Some((Instant::now(), now));
+                stopped = Some((Instant::now(), self.now()));
                 self.force.stop();
             }
         }
-        let end = self.setup.as_ref().map_or(0, |setup| setup.clock.now());
-        let (mut at, end) = stopped.unwrap_or((Instant::now(), end));
+        let (mut at, end) = stopped.unwrap_or_else(|| (Instant::now(), self.now()));
         if matches!(self.load.paces, Paces::Open { .. }) {
             // What was due is asked to the last.
             at = Instant::now();
         }
         if let Some(striking) = striking {
-            let struck = striking.await.expect("it does not panic").map_err(|e| format!("{e:#}"));
-            killed = Some(struck);
+            killed = Some(self.struck(striking.await, &mut going));
         }
         self.show(&mut going);
         going.phase.elapsed = at.duration_since(began);
         Ok((going.phase, killed.map(|killed| (killed, end))))
+    }
+
+    /// Takes note of a blow.
+    fn struck(
+        &mut self,
+        struck: Result<anyhow::Result<Killed>, JoinError>,
+        going: &mut Going,
+    ) -> Result<Killed, String> {
+        let struck = struck.expect("it does not panic").map_err(|e| format!("{e:#}"));
+        match &struck {
+            Ok(killed) => going.event = Some(killed.to_string()),
+            Err(cause) => self.sinks.view.note(&format!("nobody was killed: {cause}")),
+        }
+        struck
+    }
+
+    /// The time of the load; 0 if others do it all.
+    fn now(&self) -> Ns {
+        self.setup.as_ref().map_or(0, |setup| setup.clock.now())
     }
 
     fn describe(&self, step: Step, duration: Option<Duration>) -> String {

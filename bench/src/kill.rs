@@ -139,29 +139,7 @@ fn choose(map: &ClusterMap, nodes: &BTreeMap<NodeId, i32>) -> anyhow::Result<(No
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_client::proto::{
-        cluster_map::{AckMode, Configuration, Partition},
-        ids::{DiskId, Epoch, HistoryId, MapVersion, Member, ShardId},
-    };
-
-    /// A map of partitions that have these members, the leader first.
-    fn map(replicas: u16, partitions: &[&[&str]]) -> ClusterMap {
-        let member = |name: &&str| Member { node: NodeId::new(name).expect("a name"), disk: DiskId(1) };
-        let partition = |members: &&[&str]| {
-            let (leader, in_sync) = (member(&members[0]), members[1..].iter().map(member).collect());
-            let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader, in_sync };
-            Partition { shard: ShardId(0), configuration: Some(configuration) }
-        };
-        ClusterMap {
-            cluster: ClusterId(1),
-            version: MapVersion(1),
-            replicas,
-            ack: AckMode::Durable,
-            shards: Vec::new(),
-            partitions: partitions.iter().map(partition).collect(),
-            nodes: Vec::new(),
-        }
-    }
+    use crate::engine::samples::map;
 
     #[test]
     fn the_leader_of_most_is_killed_unless_it_is_the_last_one() {

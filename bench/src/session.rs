@@ -68,7 +68,7 @@ impl Session {
              --connections {} or more",
             share.connections,
             share.threads,
-            places as u32 * share.threads * (share.units / share.threads)
+            places as u32 * share.units
         );
         make_room(share.connections)?;
         let offers = target.offers();

@@ -86,8 +86,8 @@ impl Workers {
         }
         for _ in 0..count {
             match workers.next_report().await? {
-                Report::Ready { nodes, places } => workers.size = (nodes, places),
-                other => bail!("a worker said {other:?} before it was ready"),
+                (_, Report::Ready { nodes, places }) => workers.size = (nodes, places),
+                (_, other) => bail!("a worker said {other:?} before it was ready"),
             }
         }
         Ok(workers)
@@ -117,11 +117,12 @@ impl Workers {
         }
     }
 
-    async fn next_report(&mut self) -> anyhow::Result<Report> {
+    /// Who reports next, and what.
+    async fn next_report(&mut self) -> anyhow::Result<(usize, Report)> {
         let (worker, report) = self.reports.recv().await.context("all workers are gone")?;
         match report.with_context(|| format!("worker {worker}"))? {
             Report::Failed(cause) => Err(anyhow::Error::msg(cause)),
-            report => Ok(report),
+            report => Ok((worker, report)),
         }
     }
 
@@ -131,15 +132,13 @@ impl Workers {
     /// When one has died.
     pub(crate) async fn next_done(&mut self) -> anyhow::Result<Usage> {
         loop {
-            let (worker, report) = self.reports.recv().await.context("all workers are gone")?;
-            match report.with_context(|| format!("worker {worker}"))? {
-                Report::Recorded { recorder, in_flight, waiting } => {
+            match self.next_report().await? {
+                (worker, Report::Recorded { recorder, in_flight, waiting }) => {
                     self.under_way[worker] = (in_flight, waiting);
                     self.recorded.merge(&recorder.into_recorder()?);
                 }
-                Report::Done(usage) => return Ok(usage),
-                Report::Failed(cause) => bail!("worker {worker}: {cause}"),
-                Report::Ready { .. } => bail!("worker {worker} was ready twice"),
+                (_, Report::Done(usage)) => return Ok(usage),
+                (worker, other) => bail!("worker {worker} said {other:?} in the middle of a phase"),
             }
         }
     }

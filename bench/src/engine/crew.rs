@@ -207,7 +207,7 @@ impl Worker {
             }
             Err(cause) => return report(Event::Connected(Err(cause))),
         };
-        let (clock, alarm) = (self.setup.clock, Rc::new(alarm));
+        let clock = self.setup.clock;
         // From one phase to the next the draw goes on: what was warmed up with is not asked for again from its beginning.
         let mut draw = None;
         while let Some(command) = commands.recv().await {
@@ -225,23 +225,16 @@ impl Worker {
                     lane
                 });
             }
-            let keeps_pace = waker.is_some();
-            let mut pacer = tokio::task::spawn_local({
-                let (unit, alarm) = (Rc::clone(&unit), Rc::clone(&alarm));
-                async move {
-                    if let Some(waker) = waker {
-                        keep_pace(&unit, &waker, &alarm, clock).await;
-                    }
+            let pacer = async {
+                match &waker {
+                    Some(waker) => keep_pace(&unit, waker, &alarm, clock).await,
+                    None => std::future::pending().await,
                 }
-            });
-            let (mut is_ending, mut overdue_at) = (false, None);
+            };
+            let overdue = tokio::time::sleep(Duration::ZERO);
+            tokio::pin!(pacer, overdue);
+            let (mut is_ending, mut is_stopped) = (false, false);
             loop {
-                let overdue = async {
-                    match overdue_at {
-                        Some(at) => tokio::time::sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                };
                 tokio::select! {
                     lane = tasks.join_next() => match lane {
                         Some(lane) => lanes.push(lane.expect("a lane that panics ends the process")),
@@ -251,16 +244,16 @@ impl Worker {
                         assert!(!matches!(command, Some(Command::Begin(_))), "phases follow one another");
                         is_ending = command.is_none();
                         unit.borrow_mut().stop(clock.now());
-                        overdue_at = Some(tokio::time::Instant::now() + self.setup.deadline);
+                        overdue.as_mut().reset(tokio::time::Instant::now() + self.setup.deadline);
+                        is_stopped = true;
                     }
-                    () = overdue => {
+                    () = &mut overdue, if is_stopped => {
                         unit.borrow_mut().abandon_all();
-                        overdue_at = None;
+                        is_stopped = false;
                     }
-                    ended = &mut pacer, if keeps_pace => ended.expect("a pacer that panics ends the process"),
+                    () = &mut pacer => unreachable!("it goes on until it is dropped"),
                 }
             }
-            pacer.abort();
             if let Source::Draw(rest) = unit.borrow_mut().end() {
                 draw = Some(rest);
             }

@@ -90,7 +90,7 @@ impl<C: Connect> Lane<C> {
         unit: Rc<RefCell<Unit>>,
         index: usize,
     ) -> Result<Lane<C>, Broken> {
-        let place = unit.borrow_mut().place(index);
+        let place = unit.borrow_mut().place(index).clone();
         let connection = Some(connect.connect(&place).await?);
         unit.borrow_mut().connected(index, true);
         let (clock, notify) = (setup.clock, unit.borrow().notify(index));
@@ -185,13 +185,13 @@ impl<C: Connect> Lane<C> {
     /// Whether the connection is of no use where it goes and only waits for its answers; it is given up when there are none.
     fn leave(&mut self, unit: &RefCell<Unit>) -> bool {
         let mut unit = unit.borrow_mut();
-        if unit.is_at(self.index, &self.place) {
+        if *unit.place(self.index) == self.place {
             return false;
         }
         if self.connection.is_some() && self.window.in_flight() > 0 {
             return true;
         }
-        self.place = unit.place(self.index);
+        self.place = unit.place(self.index).clone();
         self.connection = None;
         self.attempts = 0;
         unit.connected(self.index, false);

@@ -1,7 +1,7 @@
 //! The load itself.
 //!
 //! A load is one or more *units*, a thread each. A unit draws operations, keeps those that are under way, and has *lanes*, a connection
-//! each. What a unit decides is without I/O (`unit`, `pace`, `plan`); lanes carry the requests (`lane`), a pacer keeps the time
+//! each. What a unit decides is without I/O (`unit`, `pace`, `places`, `plan`); lanes carry the requests (`lane`), a pacer keeps the time
 //! where operations have intended starts (`crew`, `clock`). The threads go through phases together (`crew`): load, warm-up, run, audit.
 //! Where a cluster is loaded, the plan of who leads what follows it (`routes`, `cluster`).
 //!
@@ -16,8 +16,11 @@ mod crew;
 mod lane;
 mod operation;
 mod pace;
+mod places;
 mod plan;
 mod routes;
+#[cfg(test)]
+pub(crate) mod samples;
 mod setup;
 mod unit;
 mod usage;

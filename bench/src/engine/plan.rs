@@ -156,40 +156,7 @@ pub(crate) fn assign(now: &[Option<Place>], places: &[Place]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_client::proto::{
-        cluster_map::{AckMode, Configuration, Node, Partition, Shard},
-        ids::{DiskId, Epoch, HistoryId, MapVersion, Member, ShardId},
-    };
-
-    fn node(name: &str) -> NodeId {
-        NodeId::new(name).expect("valid")
-    }
-
-    /// A map whose partitions are led by these nodes in turn.
-    fn map(partitions: u16, leaders: &[&str]) -> ClusterMap {
-        let nodes = leaders.iter().map(|name| Node {
-            id: node(name),
-            disk: DiskId(1),
-            shard: ShardId(0),
-            prefers_to_lead: true,
-            address: format!("{name}:1"),
-            executors: 2,
-        });
-        let partition = |i: u16| {
-            let leader = Member { node: node(leaders[usize::from(i) % leaders.len()]), disk: DiskId(1) };
-            let configuration = Configuration { epoch: Epoch(1), history: HistoryId(0), leader, in_sync: vec![] };
-            Partition { shard: ShardId(0), configuration: Some(configuration) }
-        };
-        ClusterMap {
-            cluster: ClusterId(1),
-            version: MapVersion(1),
-            replicas: 1,
-            ack: AckMode::Durable,
-            shards: vec![Shard::default()],
-            nodes: nodes.collect(),
-            partitions: (0..partitions).map(partition).collect(),
-        }
-    }
+    use crate::engine::samples::{led_in_turn, node};
 
     fn place(name: &str, executor: u16) -> Place {
         Place { address: format!("{name}:1"), node: Some(node(name)), executor: Some(ExecutorIndex(executor)) }
@@ -197,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_key_belongs_where_its_partition_is_led() {
-        let map = map(8, &["a", "b", "c"]);
+        let map = led_in_turn(8, &["a", "b", "c"]);
         // Node a has told its owners, b and c have not.
         let owners = Owners::from([(node("a"), HashMap::from([(PartitionId(3), ExecutorIndex(1))]))]);
         let plan = Plan::of_map(&map, &owners, None).expect("all are led");
@@ -224,19 +191,20 @@ mod tests {
 
     #[test]
     fn one_node_is_asked_only_for_what_it_leads() {
-        let plan = Plan::of_map(&map(4, &["a", "b"]), &Owners::new(), Some(node("b"))).expect("b leads");
+        let plan = Plan::of_map(&led_in_turn(4, &["a", "b"]), &Owners::new(), Some(node("b"))).expect("b leads");
         assert_eq!(plan.places, [place("b", 0)]);
         let homes: Vec<_> = (0..4).map(|p| plan.home(PartitionId(p))).collect();
         assert_eq!(homes, [Home::Elsewhere, Home::At(0), Home::Elsewhere, Home::At(0)]);
-        let error = Plan::of_map(&map(1, &["a", "b"]), &Owners::new(), Some(node("b"))).expect_err("b does not");
+        let error =
+            Plan::of_map(&led_in_turn(1, &["a", "b"]), &Owners::new(), Some(node("b"))).expect_err("b does not");
         assert_eq!(error, PlanError::LeadsNothing(node("b")));
     }
 
     #[test]
     fn what_cannot_be_loaded_is_refused() {
-        let mut without_leader = map(4, &["a"]);
+        let mut without_leader = led_in_turn(4, &["a"]);
         without_leader.partitions[2].configuration = None;
-        let mut without_address = map(4, &["a"]);
+        let mut without_address = led_in_turn(4, &["a"]);
         without_address.nodes[0].address = String::new();
         for (map, error) in
             [(without_leader, PlanError::NoLeader(PartitionId(2))), (without_address, PlanError::NoAddress(node("a")))]

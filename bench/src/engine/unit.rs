@@ -14,7 +14,8 @@
 use super::{
     operation::{Action, Ended, Expected, Ns, Operation, Part, SoFar},
     pace::Pace,
-    plan::{Home, Place, Plan, assign},
+    places::Places,
+    plan::{Home, Place, Plan},
     setup::Setup,
 };
 use crate::{
@@ -89,34 +90,16 @@ enum Started {
     Here(Part),
 }
 
-/// A connection, as its unit sees it.
-#[derive(Debug)]
-struct LaneState {
-    place: usize,
-    notify: Rc<Notify>,
-    /// Whether it sleeps and has room for a request.
-    is_idle: bool,
-    /// Whether it stands in the list of the idle ones, idle or not.
-    is_listed: bool,
-    is_connected: bool,
-}
-
 pub(crate) struct Unit {
     setup: Arc<Setup>,
     shown: Arc<Shown>,
     source: Source,
     pace: Pace,
-    plan: Arc<Plan>,
+    places: Places,
     plan_version: u64,
     /// Whether anybody needs to know the partitions of keys.
     locates: bool,
     operations: Slab<Operation>,
-    /// By place: requests that wait for a slot, and lanes that have one.
-    queues: Vec<VecDeque<Part>>,
-    idle: Vec<VecDeque<usize>>,
-    /// By place: the one whose lanes serve it; another one where it has none.
-    served_by: Vec<usize>,
-    lanes: Vec<LaneState>,
     /// The number of the next value.
     number: u64,
     is_stopped: bool,
@@ -134,21 +117,14 @@ impl Unit {
     /// A unit of `lanes` connections that has nothing to do yet. Its values have numbers from `index << 40` on.
     pub(crate) fn new(setup: Arc<Setup>, shown: Arc<Shown>, index: u32, lanes: usize) -> Unit {
         let (plan_version, plan) = setup.routes.current();
-        let lane =
-            |place| LaneState { place, notify: Rc::default(), is_idle: false, is_listed: false, is_connected: false };
-        let lanes: Vec<_> = assign(&vec![None; lanes], &plan.places).into_iter().map(lane).collect();
-        let mut unit = Unit {
+        Unit {
             shown,
             source: Source::Nothing,
             pace: Pace::Saturated { free: 0 },
             plan_version,
             locates: locates(&setup, &plan),
             operations: Slab::new(),
-            queues: Vec::new(),
-            idle: Vec::new(),
-            served_by: Vec::new(),
-            plan,
-            lanes,
+            places: Places::new(plan, lanes),
             number: u64::from(index) << 40,
             is_stopped: true,
             succeeded: 0,
@@ -157,9 +133,7 @@ impl Unit {
             value: Vec::new(),
             last: None,
             setup,
-        };
-        unit.make_queues();
-        unit
+        }
     }
 
     /// Begins a phase, in which what fails is asked again as long as anything was answered well within `persistence`.
@@ -187,7 +161,7 @@ impl Unit {
     /// What waits is given up.
     pub(crate) fn abandon_all(&mut self) {
         let shown = Arc::clone(&self.shown);
-        for part in self.queues.iter_mut().flat_map(std::mem::take).collect::<Vec<_>>() {
+        for part in self.places.drain() {
             let has_ended = self.abandon(part);
             lock(&shown.recorder).dropped += u64::from(has_ended && self.pace.is_scheduled());
         }
@@ -212,47 +186,32 @@ impl Unit {
     }
 
     pub(crate) fn notify(&self, lane: usize) -> Rc<Notify> {
-        Rc::clone(&self.lanes[lane].notify)
+        self.places.notify(lane)
     }
 
-    fn wake_all(&mut self) {
-        self.lanes.iter().for_each(|lane| lane.notify.notify_one());
+    fn wake_all(&self) {
+        self.places.wake_all();
         self.pace.wake();
+    }
+
+    /// Who waits for the end of the phase is told when it is there.
+    fn wake_if_over(&self) {
+        if self.is_over() {
+            self.wake_all();
+        }
     }
 
     /// Wakes lanes for operations that may start, wherever they belong. For when the lane whose operations ended will not start others.
     fn wake_for_free(&mut self) {
-        let mut free = if self.is_stopped { 0 } else { self.pace.free() };
-        for place in 0..self.idle.len() {
-            while free > 0 && self.wake_one(place) {
-                free -= 1;
-            }
+        if !self.is_stopped {
+            self.places.wake(self.pace.free());
         }
-    }
-
-    /// Wakes an idle lane of a place; false if there is none.
-    fn wake_one(&mut self, place: usize) -> bool {
-        while let Some(lane) = self.idle[place].pop_front() {
-            let lane = &mut self.lanes[lane];
-            lane.is_listed = false;
-            if std::mem::take(&mut lane.is_idle) {
-                lane.notify.notify_one();
-                return true;
-            }
-        }
-        false
     }
 
     /// Where a lane belongs now.
-    pub(crate) fn place(&mut self, lane: usize) -> Place {
+    pub(crate) fn place(&mut self, lane: usize) -> &Place {
         self.maybe_take_plan();
-        self.plan.places[self.lanes[lane].place].clone()
-    }
-
-    /// Whether a lane belongs there.
-    pub(crate) fn is_at(&mut self, lane: usize, place: &Place) -> bool {
-        self.maybe_take_plan();
-        self.plan.places[self.lanes[lane].place] == *place
+        self.places.place(lane)
     }
 
     /// Takes the newest plan: the lanes get their places, and what waits its queues.
@@ -261,36 +220,15 @@ impl Unit {
             return;
         }
         let (version, plan) = self.setup.routes.current();
-        let now: Vec<_> = self.lanes.iter().map(|lane| Some(self.plan.places[lane.place].clone())).collect();
-        let places = assign(&now, &plan.places);
-        let waiting: Vec<Part> = self.queues.iter_mut().flat_map(std::mem::take).collect();
-        (self.plan_version, self.plan) = (version, plan);
-        self.locates = locates(&self.setup, &self.plan);
-        for (lane, place) in self.lanes.iter_mut().zip(places) {
-            (lane.place, lane.is_idle, lane.is_listed) = (place, false, false);
-        }
-        self.make_queues();
-        waiting.into_iter().for_each(|part| self.dispatch(part));
+        self.locates = locates(&self.setup, &plan);
+        self.plan_version = version;
+        self.places.take_plan(plan).into_iter().for_each(|part| self.dispatch(part));
         self.wake_all();
-    }
-
-    fn make_queues(&mut self) {
-        let places = &self.plan.places;
-        self.queues = places.iter().map(|_| VecDeque::new()).collect();
-        self.idle = places.iter().map(|_| VecDeque::new()).collect();
-        let has_lane = |place: &usize| self.lanes.iter().any(|lane| lane.place == *place);
-        // Executors forward to each other; any other node will say that it does not lead.
-        let other = |place: usize| {
-            let same_node = (0..places.len()).filter(|other| places[*other].node == places[place].node);
-            same_node.into_iter().find(has_lane).unwrap_or_else(|| self.lanes.first().map_or(0, |lane| lane.place))
-        };
-        let server = |place| if has_lane(&place) { place } else { other(place) };
-        self.served_by = (0..places.len()).map(server).collect();
     }
 
     /// A lane has its connection, or has lost it.
     pub(crate) fn connected(&mut self, lane: usize, is_connected: bool) {
-        self.lanes[lane].is_connected = is_connected;
+        self.places.connected(lane, is_connected);
         if !is_connected {
             // Its operations have ended, and it cannot start others.
             self.wake_for_free();
@@ -299,19 +237,19 @@ impl Unit {
 
     /// A lane cannot connect. What waits for its place fails, unless another lane goes there.
     pub(crate) fn not_connected(&mut self, lane: usize, code: &str, now: Ns) {
-        self.lanes[lane].is_connected = false;
-        let place = self.lanes[lane].place;
+        self.places.connected(lane, false);
+        let place = self.places.of_lane(lane);
         let shown = Arc::clone(&self.shown);
         let mut recorder = lock(&shown.recorder);
         recorder.failed_connects += 1;
-        if self.lanes.iter().any(|lane| lane.place == place && lane.is_connected) {
+        if self.places.is_reached(place) {
             return;
         }
         let failed = || Ended::Failed { code: code.to_owned(), unknown: false };
-        for part in std::mem::take(&mut self.queues[place]) {
+        for part in self.places.take_queue(place) {
             self.answered(part, failed(), now, &mut recorder);
         }
-        if !self.lanes.iter().any(|lane| lane.is_connected) && !self.persists(now) {
+        if !self.places.is_any_reached() && !self.persists(now) {
             self.fail_the_rest(code, &mut recorder);
         }
         self.record_last(&mut recorder);
@@ -329,23 +267,17 @@ impl Unit {
                 recorder.failed(keys.kind, code, false);
             }
         }
-        if self.is_over() {
-            self.wake_all();
-        }
+        self.wake_if_over();
     }
 
     /// A lane has something to do, or cannot do anything: it is not to be woken for a request.
     pub(crate) fn busy(&mut self, lane: usize) {
-        self.lanes[lane].is_idle = false;
+        self.places.busy(lane);
     }
 
     /// A lane has a free slot and nothing to put into it: it is woken when there is something.
     pub(crate) fn idle(&mut self, lane: usize) {
-        let state = &mut self.lanes[lane];
-        state.is_idle = true;
-        if !std::mem::replace(&mut state.is_listed, true) {
-            self.idle[state.place].push_back(lane);
-        }
+        self.places.idle(lane);
     }
 
     /// Whether whoever is refused would ask again at once.
@@ -355,15 +287,13 @@ impl Unit {
 
     /// The next request for a lane; `None` if there is none now.
     pub(crate) fn take(&mut self, lane: usize, now: Ns) -> Option<Part> {
-        let place = self.lanes[lane].place;
+        let place = self.places.of_lane(lane);
         loop {
-            if let Some(part) = self.queues[place].pop_front() {
+            if let Some(part) = self.places.pop(place) {
                 if self.is_overdue(&part, now) {
                     let has_ended = self.abandon(part);
                     lock(&self.shown.recorder).dropped += u64::from(has_ended);
-                    if self.is_over() {
-                        self.wake_all();
-                    }
+                    self.wake_if_over();
                     continue;
                 }
                 return Some(part);
@@ -373,9 +303,7 @@ impl Unit {
             }
             match self.start(now, now, Some(place)) {
                 Started::Nothing => {
-                    if self.is_over() {
-                        self.wake_all();
-                    }
+                    self.wake_if_over();
                     return None;
                 }
                 Started::Waits => {}
@@ -398,7 +326,7 @@ impl Unit {
             return None;
         }
         let shown = Arc::clone(&self.shown);
-        let mut waiting: usize = self.queues.iter().map(VecDeque::len).sum();
+        let mut waiting = self.places.waiting();
         for _ in 0..MAX_STARTS {
             let due = self.pace.due()?;
             if due > now {
@@ -450,16 +378,16 @@ impl Unit {
         let operation = self.operations.insert(operation);
         let action = match kind {
             Kind::Get | Kind::Cas | Kind::Rmw => Action::Get,
-            Kind::Put | Kind::Insert => self.put(length),
+            Kind::Put | Kind::Insert => self.put(length, None),
             Kind::Delete => Action::Delete,
             Kind::Incr => Action::Increment,
             Kind::Scan | Kind::Batch => {
                 let setup = Arc::clone(&self.setup);
                 for key in setup.workload.span(&drawn) {
-                    let action = if kind == Kind::Scan { Action::Get } else { self.put(length) };
+                    let action = if kind == Kind::Scan { Action::Get } else { self.put(length, None) };
                     let (partition, home) = self.locate(key);
                     let part = self.part(operation, key, partition, action, now);
-                    self.dispatch_to(part, home);
+                    self.places.push(part, home);
                 }
                 return Started::Waits;
             }
@@ -468,7 +396,7 @@ impl Unit {
         if asking.is_some_and(|place| home == Home::At(place)) {
             return Started::Here(part);
         }
-        self.dispatch_to(part, home);
+        self.places.push(part, home);
         Started::Waits
     }
 
@@ -517,13 +445,14 @@ impl Unit {
             return (PartitionId(0), Home::At(0));
         }
         self.setup.workload.names.key(key, &mut self.key);
-        let partition = self.plan.partition(&self.key);
-        (partition, self.plan.home(partition))
+        let plan = self.places.plan();
+        let partition = plan.partition(&self.key);
+        (partition, plan.home(partition))
     }
 
-    fn put(&mut self, length: u32) -> Action {
+    fn put(&mut self, length: u32, only_if: Option<Box<Expected>>) -> Action {
         self.number += 1;
-        Action::Put { number: self.number, length, only_if: None }
+        Action::Put { number: self.number, length, only_if }
     }
 
     /// A new request; from now on its key is under way.
@@ -542,15 +471,7 @@ impl Unit {
     fn dispatch(&mut self, mut part: Part) {
         let home;
         (part.partition, home) = self.locate(part.key);
-        self.dispatch_to(part, home);
-    }
-
-    fn dispatch_to(&mut self, part: Part, home: Home) {
-        // Of what nobody leads any node will say so.
-        let place = if let Home::At(place) = home { place } else { 0 };
-        let place = self.served_by[place];
-        self.queues[place].push_back(part);
-        self.wake_one(place);
+        self.places.push(part, home);
     }
 
     /// Hands the request of a part to `push`; from now on it is asked.
@@ -572,7 +493,7 @@ impl Unit {
                 if trace.is_open {
                     lock(&self.shown.recorder).retried += 1;
                 }
-                let new = || ids.next(part.partition, self.plan.partitions().unwrap_or(1));
+                let new = || ids.next(part.partition, self.places.plan().partitions().unwrap_or(1));
                 operation_id = Some(*trace.operation_id.get_or_insert_with(new));
             }
             if let Some(judge) = &setup.judge {
@@ -616,7 +537,7 @@ impl Unit {
 
     fn show_waiting(&self) {
         if self.pace.is_scheduled() {
-            self.shown.waiting.store(self.queues.iter().map(VecDeque::len).sum(), Relaxed);
+            self.shown.waiting.store(self.places.waiting(), Relaxed);
         }
     }
 
@@ -654,11 +575,11 @@ impl Unit {
                 _ => None,
             };
             let only_if = only_if.map(|version| Box::new(Expected { version, held: judged.held }));
-            self.number += 1;
-            let action = Action::Put { number: self.number, length: operation.length, only_if };
+            let length = operation.length;
+            let action = self.put(length, only_if);
             let (partition, home) = self.locate(part.key);
             let part = self.part(part.operation, part.key, partition, action, now);
-            self.dispatch_to(part, home);
+            self.places.push(part, home);
             return;
         }
         operation.so_far.add(ended, part.action.is_write(), judged.is_open);
@@ -755,9 +676,7 @@ impl Unit {
             SoFar::Failed(failed) => recorder.failed(operation.kind, &failed.code, failed.unknown),
         }
         self.pace.finished(now);
-        if self.is_over() {
-            self.wake_all();
-        }
+        self.wake_if_over();
     }
 }
 

@@ -19,6 +19,7 @@ use kv_checker::{
 use kv_client::proto::ids::{OperationId, Version};
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -95,6 +96,7 @@ struct Known {
     under_way: u32,
     /// When a write of this run was first known to be there, in microseconds: from then on no other value may be.
     ours_since: Option<u64>,
+    is_lost: bool,
 }
 
 impl Trace {
@@ -135,6 +137,7 @@ impl Judge {
             history: self.is_sampled(key).then(|| Box::new(History::new(Initial::Unknown, self.history_cap))),
             under_way: 0,
             ours_since: None,
+            is_lost: false,
         };
         with(shard.entry(key).or_insert_with(new))
     }
@@ -210,24 +213,18 @@ impl Judge {
             Judged { is_open: unknown, held: if let Ended::Value { held, .. } = ended { *held } else { None } };
         let (told, ordered) = (now.div_ceil(1000), |version: Option<Version>| version.filter(|_| self.has_versions));
         let is_audit = self.is_audit.load(Relaxed);
-        let verdict = self.with(key, |known| {
+        let finding = self.with(key, |known| {
             known.under_way = known.under_way.saturating_sub(1);
-            let Some((called, called_at)) = called else { return Ok(()) };
+            let (called, called_at) = called?;
+            let is_ours = known.ours_since.is_some_and(|since| since < called_at);
             if matches!(ended, Ended::Written { .. }) {
                 known.ours_since.get_or_insert(told);
             }
             let writes = if let Action::Put { number, .. } = action { Some(*number) } else { None };
             let read = |held| Seen::As(register::Action::Read(held));
             let (verdict, seen) = match (action, ended) {
-                (Action::Get, Ended::Value { held: Some(FOREIGN), version }) => {
-                    let is_overwritten = known.ours_since.is_some_and(|since| since < called_at);
-                    let verdict = match is_overwritten {
-                        true if is_audit => known.ledger.audit(Some(FOREIGN), ordered(*version)),
-                        true => Err(Violation::NeverWritten { value: FOREIGN, version: ordered(*version) }),
-                        false => Ok(()),
-                    };
-                    (verdict, read(Some(FOREIGN)))
-                }
+                // The ledger knows nothing of what others wrote.
+                (Action::Get, Ended::Value { held: Some(FOREIGN), .. }) => (Ok(()), read(Some(FOREIGN))),
                 (Action::Get, Ended::Value { held, version }) if is_audit => {
                     (known.ledger.audit(*held, ordered(*version)), read(*held))
                 }
@@ -264,14 +261,6 @@ impl Judge {
                 }
                 _ => (Ok(()), Seen::Nothing),
             };
-            let is_gone = self.keeps_all
-                && matches!(ended, Ended::Missing)
-                && known.ours_since.is_some_and(|since| since < called_at);
-            let verdict = if is_gone && verdict.is_ok() {
-                Err(Violation::Lost { acknowledged: None, version: None, found: None, found_version: None })
-            } else {
-                verdict
-            };
             if let (Some(history), Some(ticket)) = (&mut known.history, ticket) {
                 match seen {
                     Seen::As(action) => history.returned(ticket, told, action),
@@ -279,41 +268,36 @@ impl Judge {
                     Seen::Nothing => history.refused(ticket),
                 }
             }
-            verdict
+            let finding = verdict.err().map(Finding::Violation).or(match ended {
+                Ended::Damaged(cause) => Some(Finding::Damage(cause)),
+                Ended::Value { held: Some(FOREIGN), .. } if is_ours => Some(Finding::Foreign),
+                Ended::Missing if is_ours && self.keeps_all => Some(Finding::Gone),
+                _ => None,
+            });
+            // A key is lost once, however often that is seen.
+            let is_loss = finding.as_ref().is_some_and(Finding::is_loss);
+            finding.filter(|_| !(is_loss && std::mem::replace(&mut known.is_lost, true)))
         });
         match ended {
             Ended::Written { .. } => drop(self.acknowledged.fetch_add(1, Relaxed)),
             Ended::Value { .. } | Ended::Missing if is_audit => drop(self.audited.fetch_add(1, Relaxed)),
-            Ended::Damaged(cause) => self.note(key, &Finding::Damage(cause)),
             _ => {}
         }
-        if let Err(violation) = verdict {
-            self.note(key, &Finding::Violation(violation));
+        if let Some(finding) = finding {
+            self.note(key, &finding);
         }
         judged
     }
 
     fn note(&self, key: u32, finding: &Finding<'_>) {
         let mut found = lock(&self.found);
-        match finding {
-            Finding::Violation(Violation::Lost { .. }) => found.lost += 1,
-            _ => found.violations += 1,
+        if finding.is_loss() {
+            found.lost += 1;
+        } else {
+            found.violations += 1;
         }
         if found.words.len() < MAX_WORDS {
-            let what = match finding {
-                Finding::Violation(Violation::NeverWritten { value: FOREIGN, .. }) => {
-                    "a value is there that is none of this run, after one of this run was acknowledged (does another program write \
-                     these keys, or are its first bytes damaged?)"
-                        .to_owned()
-                }
-                Finding::Violation(Violation::Lost { acknowledged: None, found: None, .. }) => {
-                    "there is nothing, though writes were acknowledged and nothing is ever deleted".to_owned()
-                }
-                Finding::Violation(violation) => violation.to_string(),
-                Finding::Damage(cause) => format!("a value was damaged: {cause}"),
-                Finding::Offence(offence) => format!("its history cannot have happened in any order:\n{offence}"),
-            };
-            found.words.push(format!("key number {key}: {what}"));
+            found.words.push(format!("key number {key}: {finding}"));
         }
     }
 
@@ -376,10 +360,37 @@ enum Seen {
     Nothing,
 }
 
+/// What cannot be.
 enum Finding<'a> {
     Violation(Violation),
+    /// A key that was written and is never deleted has no value.
+    Gone,
+    /// A key that was written has a value that this run has not written.
+    Foreign,
     Damage(&'a str),
     Offence(Offence),
+}
+
+impl Finding<'_> {
+    /// Whether the last write of the key is lost.
+    fn is_loss(&self) -> bool {
+        matches!(self, Finding::Gone | Finding::Violation(Violation::Lost { .. }))
+    }
+}
+
+impl fmt::Display for Finding<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Finding::Violation(violation) => write!(f, "{violation}"),
+            Finding::Gone => f.write_str("there is nothing, though writes were acknowledged and nothing is ever deleted"),
+            Finding::Foreign => f.write_str(
+                "a value is there that is none of this run, after one of this run was acknowledged (does another program write \
+                 these keys, or are its first bytes damaged?)",
+            ),
+            Finding::Damage(cause) => write!(f, "a value was damaged: {cause}"),
+            Finding::Offence(offence) => write!(f, "its history cannot have happened in any order:\n{offence}"),
+        }
+    }
 }
 
 #[cfg(test)]
