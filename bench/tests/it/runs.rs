@@ -187,12 +187,11 @@ fn leadership_that_passes_in_the_middle_is_followed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("out.json");
         let running = start(command.arg("--json").arg(&path), |line| line.starts_with("run:"));
-        std::thread::sleep(Duration::from_millis(300));
+        cluster.until_more(300);
         // All of a node's partitions at first, then some of them back.
         cluster.lead(1, 0..8);
-        std::thread::sleep(Duration::from_millis(300));
         let before = cluster.seen().len();
-        std::thread::sleep(Duration::from_millis(200));
+        cluster.until_more(300);
         let meanwhile =
             cluster.seen()[before..].iter().filter(|seen| seen.well).map(|seen| seen.node).collect::<HashSet<_>>();
         cluster.lead(0, 2..5);
@@ -220,7 +219,7 @@ fn an_interrupt_ends_the_run_and_keeps_its_part() {
         let path = folder.path().join(format!("{what}.json"));
         let mut command = kvbench(&format!("run --target {} --duration 10m --view lines {flags}", cluster.url()));
         let running = start(command.arg("--json").arg(&path), |line| line.starts_with(during));
-        std::thread::sleep(Duration::from_millis(200));
+        cluster.until_more(500);
         running.interrupt();
         let ran = running.end_json(&path);
         assert_eq!((ran.code, &ran.json["complete"]), (Some(0), &false.into()), "{what}: {ran}");
@@ -240,11 +239,10 @@ fn an_interrupt_ends_the_run_and_keeps_its_part() {
 fn a_second_interrupt_ends_it_at_once() {
     let echo = Echo::start("--delay 1h");
     let mut command = kvbench(&format!("run --target {} --no-load --deadline 1h --view lines", echo.url()));
-    let running = start(&mut command, |line| line.starts_with("run:"));
-    for _ in 0..2 {
-        std::thread::sleep(Duration::from_millis(300));
-        running.interrupt();
-    }
+    let mut running = start(&mut command, |line| line.starts_with("run:"));
+    running.interrupt();
+    running.wait_for(|line| line.starts_with("interrupted"));
+    running.interrupt();
     let ran = running.end();
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran}");
     assert!(ran.stderr.contains("interrupted again"), "{ran}");
@@ -311,6 +309,7 @@ fn a_killed_leader_is_reported_with_what_it_cost() {
     let running = start(command.arg("--json").arg(&json), |line| line.starts_with("run:"));
     let is_dead = all_end(&[Pid::from_child(&victim)]);
     victim.kill().and_then(|()| victim.wait()).expect("it is dead now");
+    // For so long nobody leads them.
     std::thread::sleep(Duration::from_millis(200));
     cluster.lead(1, [0, 1, 2, 4, 6].into_iter());
     let ran = running.end_json(&json);

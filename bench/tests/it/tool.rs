@@ -6,8 +6,10 @@ use std::{
     ffi::OsStr,
     fmt,
     io::{BufRead, BufReader},
+    mem::take,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -104,27 +106,20 @@ fn read_json(path: &Path) -> Value {
 /// Starts a run, and waits until it says a line on stderr that is what is waited for.
 pub(crate) fn start(command: &mut Command, is_it: impl Fn(&str) -> bool) -> Running {
     let mut child = command.spawn().expect("kvbench starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-    let mut said = String::new();
-    while let Some(line) = lines.next() {
-        let line = line.expect("UTF-8");
-        said += &line;
-        said.push('\n');
-        if is_it(&line) {
-            let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
-            return Running { child, said, rest };
-        }
-    }
-    let ended = child.wait();
-    panic!("it ended before, {ended:?}: {said}");
+    let stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let (sender, lines) = mpsc::channel();
+    // Reads what it says, so that it never waits for a reader.
+    std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut running = Running { child, said: String::new(), lines };
+    running.wait_for(is_it);
+    running
 }
 
 /// A run that goes on.
 pub(crate) struct Running {
     child: Child,
     said: String,
-    /// Reads what it says from now on, so that it never waits for a reader.
-    rest: std::thread::JoinHandle<String>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Running {
@@ -136,11 +131,23 @@ impl Running {
         kill_process(self.pid(), Signal::INT).expect("it runs");
     }
 
+    /// Waits until it says such a line.
+    pub(crate) fn wait_for(&mut self, is_it: impl Fn(&str) -> bool) {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{e}: {}", self.said));
+            let is_it = is_it(&line);
+            self.said = take(&mut self.said) + &line + "\n";
+            if is_it {
+                return;
+            }
+        }
+    }
+
     /// Waits for its end.
     pub(crate) fn end(self) -> Ran {
         let ran = Ran::of(self.child.wait_with_output().expect("it ends"));
-        let stderr = self.said + &self.rest.join().expect("UTF-8");
-        Ran { stderr, ..ran }
+        let rest: Vec<String> = self.lines.iter().collect();
+        Ran { stderr: self.said + &rest.join("\n"), ..ran }
     }
 
     /// Waits for its end, and reads the result that it left.

@@ -5,6 +5,7 @@ use super::{
     accept, listen, lock,
     store::{Cheat, Store, Wrote},
 };
+use crate::tool::PATIENCE;
 use kv_proto::{
     cluster_map::{AckMode, ClusterMap, Configuration, Node, Partition, Shard},
     codec,
@@ -21,7 +22,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const PARTITIONS: u16 = 8;
@@ -124,8 +125,20 @@ impl Cluster {
         lock(&self.shared.kept).seen.clone()
     }
 
+    /// Waits until so many more requests were answered.
+    pub(crate) fn until_more(&self, requests: usize) {
+        let count = || lock(&self.shared.kept).seen.len();
+        let (enough, began) = (count() + requests, Instant::now());
+        while count() < enough {
+            assert!(began.elapsed() < PATIENCE, "{} of {enough} requests were answered", count());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// From now on this node leads these partitions, and the others say so.
     pub(crate) fn lead(&self, node: usize, partitions: impl Iterator<Item = u16>) {
+        // No request is half answered meanwhile.
+        let _kept = lock(&self.shared.kept);
         let mut map = lock(&self.shared.map);
         map.version.0 += 1;
         let leader = member(node);
@@ -236,9 +249,9 @@ impl Line<'_> {
             Operation::Put { .. } => "put",
             _ => "delete",
         };
+        let mut kept = lock(&self.shared.kept);
         let configuration = lock(&self.shared.map).configuration(partition).expect("led").clone();
         let is_here = configuration.leader == member(self.node) && self.owner(partition) == self.executor;
-        let mut kept = lock(&self.shared.kept);
         kept.writes += u64::from(what != "get");
         let (writes, mood) = (kept.writes, self.shared.shape.mood);
         let refused = match () {
